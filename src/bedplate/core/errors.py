@@ -1,0 +1,88 @@
+"""Errors that name the next action.
+
+    BedplateError            exit code 1
+      ConfigError            2   a setting is unknown, malformed or impossible
+      DataError              3   input cannot be read or used
+      IntegrityError         4   a digest, signature or format number does not hold
+      ResourceError          5   not enough memory, disk, time or device
+      StateError             6   the folder or run is in another state than asked for
+      PolicyError            7   a policy forbids it
+      RemoteError            8   another machine failed or refused
+
+Every error carries a computed hint: what to change, with the number that would work. `assert` is kept for our own invariants.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class BedplateError(Exception):
+    """An error for a person: what went wrong, and what to do about it."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\nhint: {self.hint}" if self.hint else self.message
+
+
+class ConfigError(BedplateError):
+    """A setting is unknown, malformed or impossible."""
+
+    exit_code = 2
+
+
+class DataError(BedplateError):
+    """Input cannot be read or used."""
+
+    exit_code = 3
+
+
+class IntegrityError(BedplateError):
+    """A digest, a signature or a format number does not hold."""
+
+    exit_code = 4
+
+
+class ResourceError(BedplateError):
+    """Not enough memory, disk, time or device."""
+
+    exit_code = 5
+
+
+class StateError(BedplateError):
+    """A folder or a run is in another state than the one asked for."""
+
+    exit_code = 6
+
+
+class PolicyError(BedplateError):
+    """A policy forbids it."""
+
+    exit_code = 7
+
+
+class RemoteError(BedplateError):
+    """Another machine failed or refused."""
+
+    exit_code = 8
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The hint for an unknown name: the closest known one, else the list of all.
+
+    Args:
+        word: what was written.
+        known: the names that would have worked.
+    """
+    names = sorted(known)
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return "known: " + (", ".join(names) if names else "none")

@@ -1,0 +1,119 @@
+"""Run: every long job is a folder with `run.toml` (resolved settings), `events.jsonl`, a lock and a heartbeat.
+
+    with Run.open(Path("runs/first"), kind="pretrain", resolved=settings) as run:
+        run.events.emit("step", step=1, ...)
+
+The lock is an OS file lock, so a killed process releases it; the heartbeat (modification time of `heartbeat`) tells watchers alive from dead.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from bedplate.core.config import Resolved, to_mapping, to_toml
+from bedplate.core.errors import BedplateError, StateError
+from bedplate.core.events import EventLog, read_events
+from bedplate.core.files import write_text
+
+HEARTBEAT_S = 5.0
+
+
+class Run:
+    """An open run folder. Use as a context manager; failures are recorded with their hint, and with a trace in `trace.txt`."""
+
+    def __init__(self, folder: Path, kind: str, listeners: tuple[Callable[[dict[str, Any]], None], ...] = ()) -> None:
+        self.folder = folder
+        self.kind = kind
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            owner = os.pread(self._lock, 32, 0).decode(errors="replace").strip()
+            os.close(self._lock)
+            raise StateError(f"run {folder} is already running (process {owner or 'unknown'})", f"watch it with `bedplate runs watch {folder}`") from error
+        os.ftruncate(self._lock, 0)
+        os.pwrite(self._lock, str(os.getpid()).encode(), 0)
+        self.events = EventLog(folder / "events.jsonl", listeners)
+        self._started = time.monotonic()
+        self._stop = threading.Event()
+        self._beat()
+        threading.Thread(target=self._beats, name="heartbeat", daemon=True).start()
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path,
+        kind: str,
+        resolved: Resolved[Any],
+        listeners: tuple[Callable[[dict[str, Any]], None], ...] = (),
+    ) -> Self:
+        """Lock the folder, write run.toml, and say that the run started."""
+        run = cls(folder, kind, listeners)
+        write_text(folder / "run.toml", f"# kind: {kind}\n" + to_toml(resolved))
+        run.events.emit("run_started", kind=kind, settings=to_mapping(resolved.value))
+        return run
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since this process opened the run."""
+        return time.monotonic() - self._started
+
+    def close(self) -> None:
+        """Release the lock."""
+        self._stop.set()
+        self.events.close()
+        os.close(self._lock)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if isinstance(error, KeyboardInterrupt):
+            self.events.emit("run_stopped", reason="interrupted")
+        elif error is not None:
+            import traceback
+
+            write_text(self.folder / "trace.txt", "".join(traceback.format_exception(error)))
+            message = error.message if isinstance(error, BedplateError) else f"{type(error).__name__}: {error}"
+            self.events.emit("run_failed", error=message, hint=getattr(error, "hint", ""))
+        self.close()
+
+    def _beat(self) -> None:
+        (self.folder / "heartbeat").write_text(f"{time.time():.0f}\n")
+
+    def _beats(self) -> None:
+        while not self._stop.wait(HEARTBEAT_S):
+            try:
+                self._beat()
+            except OSError:  # the folder was removed under us: nothing left to tell
+                return
+
+
+def run_state(folder: Path) -> str:
+    """"running", "finished", "failed", "stopped", or "interrupted" (its process died without a word)."""
+    try:
+        descriptor = os.open(folder / "lock", os.O_RDONLY)
+    except FileNotFoundError:
+        held = False
+    else:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            held = False
+        except BlockingIOError:
+            held = True
+        finally:
+            os.close(descriptor)
+    if held:
+        return "running"
+    last = ""
+    for event in read_events(folder / "events.jsonl", ("run_started", "run_resumed", "run_finished", "run_failed", "run_stopped")):
+        last = event["event"]
+    return {"run_finished": "finished", "run_failed": "failed", "run_stopped": "stopped"}.get(last, "interrupted")

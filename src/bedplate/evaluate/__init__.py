@@ -1,0 +1,1 @@
+"""Measuring models: tasks, scorers, intervals and paired tests. Empty until the evaluation issue."""

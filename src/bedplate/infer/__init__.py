@@ -1,0 +1,1 @@
+"""From a model to answers: generation in every sense, embeddings."""

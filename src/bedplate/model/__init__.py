@@ -1,0 +1,1 @@
+"""The network: config, presets, arithmetic, layers, trunk, senses, heads. Does not know where batches come from."""

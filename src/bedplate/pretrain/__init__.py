@@ -1,0 +1,1 @@
+"""Learning from unlabelled data: loop, step, optimisers, schedule, checkpoints, parallel, health."""

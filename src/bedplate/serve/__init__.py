@@ -1,0 +1,1 @@
+"""The gateway. Empty until the gateway issue."""

@@ -1,0 +1,1 @@
+"""Security operations: ingest, rules, anomaly, triage, summaries. Empty until the operations issue."""

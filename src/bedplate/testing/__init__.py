@@ -1,0 +1,1 @@
+"""Shipped for users: tiny models, tiny corpora, fakes."""
