@@ -35,6 +35,7 @@ bench: setup     ## Run the benchmarks and append their records (an hour or more
 
 docs: setup      ## Regenerate the pages and tables that come from code and records
 	@$(BIN)/python -m bedplate.testing.docs
+	@$(BIN)/python -m benchmarks.tables
 
 clean:           ## Remove what the tour and the tools made, not .venv
 	@rm -rf tour runs corpus scratch .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,96 @@
+"""Makes docs/benchmarks.md and the README's table from the records in results/. Run by `make docs`; a test fails when they are stale."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+
+HEADLINES: tuple[tuple[str, str, str], ...] = (
+    # (case, metric, what a reader calls it, with the aim)
+    ("pretrain_speed", "speed_ratio_vs_transformers", "pre-training step, 5M text model on CPU, against a `transformers` Trainer (aim ≥ 1.3×)"),
+    ("pretrain_speed", "gemm_peak_share", "share of this machine's measured GEMM peak in that step (aim ≥ 60%)"),
+    ("time_to_quality", "time_ratio_vs_transformers", "wall time to the tuned Trainer's final validation loss, as a share of the Trainer's (aim ≤ 0.5×)"),
+    ("corpus_build", "raw_text_rate", "corpus building, raw text, end to end (aim ≥ 5 MB/s)"),
+    ("corpus_build", "peak_memory_ratio_tenfold", "peak memory when the input grows tenfold (aim: flat)"),
+    ("label_efficiency_mnist10k", "gain_at_100", "digits, 100 labels: pre-trained against the same network from scratch (aim ≥ 10 points)"),
+    ("label_efficiency_fsdd", "gain_at_100", "spoken digits, 100 labels: pre-trained against from scratch (aim ≥ 10 points)"),
+    ("label_efficiency_cifar10", "gain_at_100", "cifar10, 100 labels (reported)"),
+    ("label_efficiency_blood_cells", "gain_at_100", "blood cells, 100 labels (reported)"),
+    ("generation_digits", "recognised", "of 200 digits painted as asked, recognised (aim ≥ 80%)"),
+    ("generation_spoken_digits", "recognised", "spoken digits recognised as asked (aim ≥ 50%)"),
+    ("gpu_small", "tokens_per_s", "125M text model on one GPU (aim ≥ 400k tokens/s on an H100)"),
+)
+
+
+def records(case: str) -> list[dict[str, Any]]:
+    """The records of a case, oldest first."""
+    path = RESULTS / f"{case}.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()] if path.exists() else []
+
+
+def number(metric: dict[str, Any]) -> str:
+    """A metric with its spread and unit."""
+
+    def short(value: float) -> str:
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+    middle, low, high = (short(metric[key]) for key in ("median", "min", "max"))
+    spread = "" if low == high else f" ({low} .. {high})"
+    unit = metric["unit"]
+    return f"{middle}{spread}" + (f" {unit}" if unit and unit != "ratio" else "×" if unit == "ratio" else "")
+
+
+def headline_table() -> str:
+    """The README's table: the newest record of every headline."""
+    lines = ["| what | measured | when, where |", "| --- | --- | --- |"]
+    for case, metric, name in HEADLINES:
+        found = [r for r in records(case) if metric in r["metrics"]]
+        if found:
+            last = found[-1]
+            lines.append(f"| {name} | {number(last['metrics'][metric])} | {last['date'][:10]}, {last['device']} |")
+        else:
+            lines.append(f"| {name} | not measured yet | |")
+    return "\n".join(lines)
+
+
+def all_tables() -> str:
+    """docs/benchmarks.md: every case with its newest record in full, and how many there are."""
+    parts = [
+        "# Benchmarks",
+        "",
+        "Made from `benchmarks/results/` by `make docs`; do not edit. Ratios against a peer are measured interleaved in one run. Median, then lowest and highest in brackets.",
+    ]
+    for path in sorted(RESULTS.glob("*.jsonl")):
+        found = records(path.stem)
+        if not found:
+            continue
+        last = found[-1]
+        conditions = ", ".join(f"{key} {value}" for key, value in last["conditions"].items())
+        versions = ", ".join(f"{key} {value}" for key, value in last["versions"].items())
+        parts += ["", f"## {path.stem}", "", f"{last['date']}, commit {last['commit']}, {last['device']}; {len(found)} record(s).", ""]
+        parts += [f"Conditions: {conditions}. Versions: {versions}.", "", "| metric | value |", "| --- | --- |"]
+        parts += [f"| {name} | {number(metric)} |" for name, metric in last["metrics"].items()]
+    return "\n".join(parts) + "\n"
+
+
+def with_table(readme: str) -> str:
+    """The README's text with its table replaced by the newest."""
+    return re.sub(
+        r"(<!-- table: benchmarks.*?-->\n).*?(<!-- /table -->)", lambda match: match[1] + headline_table() + "\n" + match[2], readme, flags=re.DOTALL
+    )
+
+
+def main() -> None:
+    """Write both files."""
+    (ROOT / "docs" / "benchmarks.md").write_text(all_tables())
+    readme = ROOT / "README.md"
+    readme.write_text(with_table(readme.read_text()))
+
+
+if __name__ == "__main__":
+    main()
