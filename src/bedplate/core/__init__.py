@@ -1,1 +1,1 @@
-"""What every room shares: errors, settings, artifacts, files, runs, events, contracts, console, units. Knows no torch and nothing of ours."""
+"""What all rooms share: errors, settings, artifacts, files, runs, events, contracts, console, units. Knows no torch and no other room."""

@@ -39,7 +39,7 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """Hex digest over kind, format, files, parents, settings and about. The clock and the version stay out, so equal results are equal."""
+        """Hex digest over kind, format, files, parents, settings and about. No clock, no version: equal results are equal."""
         import json
 
         content = {"kind": self.kind, "format": self.format, "files": dict(self.files), "parents": dict(self.parents)}
@@ -64,11 +64,7 @@ def seal(
         settings: JSON-able settings it was made with.
         about: JSON-able facts about it (counts, specs).
     """
-    files = {
-        path.relative_to(folder).as_posix(): sha256_file(path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != MANIFEST and not path.name.endswith(".tmp")
-    }
+    files = {name: sha256_file(folder / name) for name in _files(folder)}
     manifest = Manifest(
         kind=kind,
         format=FORMATS[kind],
@@ -104,7 +100,8 @@ def read_manifest(folder: Path, kind: str | None = None) -> Manifest:
         raise IntegrityError(f"{path} is of unknown kind {found!r} format {number!r}", f"known kinds: {', '.join(FORMATS)}")
     if number > FORMATS[found]:
         raise IntegrityError(
-            f"{folder} is a {found} of format {number}; this version reads up to {FORMATS[found]}", f"it was made by {raw.get('made_by')}; update Bedplate"
+            f"{folder} is a {found} of format {number}; this version reads up to {FORMATS[found]}",
+            f"it was made by {raw.get('made_by')}; update Bedplate",
         )
     try:
         if Manifest(**raw).digest != claimed:
@@ -126,7 +123,7 @@ def verify(folder: Path, kind: str | None = None) -> Manifest:
         IntegrityError: a file is missing, changed, or not in the manifest.
     """
     manifest = read_manifest(folder, kind)
-    present = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST and not p.name.endswith(".tmp")}
+    present = set(_files(folder))
     for name, digest in manifest.files.items():
         path = folder / name
         if name not in present:
@@ -135,5 +132,12 @@ def verify(folder: Path, kind: str | None = None) -> Manifest:
             raise IntegrityError(f"{folder}: {name} was changed since it was made", "restore it from a copy or make the artifact again")
     extra = sorted(present - set(manifest.files))
     if extra:
-        raise IntegrityError(f"{folder}: {extra[0]} is not in the manifest ({len(extra)} such files)", "move foreign files out of the folder")
+        more = f" (and {len(extra) - 1} more)" if len(extra) > 1 else ""
+        raise IntegrityError(f"{folder}: {extra[0]} is not in the manifest{more}", "move foreign files out of the folder")
     return manifest
+
+
+def _files(folder: Path) -> list[str]:
+    """Names of the files an artifact answers for: all but the manifest itself and what a killed writer left behind."""
+    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() and not path.name.endswith(".tmp"))
+    return sorted(name for name in names if name != MANIFEST)

@@ -82,7 +82,8 @@ def from_mapping(cls: type[T], tree: Mapping[str, Any], prefix: str = "") -> T:
         if key not in fields:
             raise ConfigError(f"unknown setting {prefix}{key}", did_you_mean(key, fields))
         values[key] = _convert(raw, hints[key], f"{prefix}{key}")
-    missing = [n for n, f in fields.items() if n not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
+    absent = dataclasses.MISSING
+    missing = [name for name, f in fields.items() if name not in values and f.default is absent and f.default_factory is absent]
     if missing:
         raise ConfigError(f"setting {prefix}{missing[0]} is required", f"add {missing[0]} = ... of type {_name(hints[missing[0]])}")
     return cls(**values)

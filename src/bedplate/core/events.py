@@ -14,6 +14,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+Listener = Callable[[dict[str, Any]], None]
+"""Is told each event as it happens, such as a Console."""
+
 EVENTS: dict[str, str] = {
     "run_started": "kind, settings: the job begins",
     "run_resumed": "step, lost_s: the job continues from a checkpoint",
@@ -37,7 +40,7 @@ EVENTS: dict[str, str] = {
 class EventLog:
     """Appends events to a file, and tells listeners (a console) about each."""
 
-    def __init__(self, path: Path | None, listeners: tuple[Callable[[dict[str, Any]], None], ...] = (), clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, path: Path | None, listeners: tuple[Listener, ...] = (), clock: Callable[[], float] = time.time) -> None:
         self._listeners = listeners
         self._clock = clock
         self._descriptor: int | None = None

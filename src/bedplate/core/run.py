@@ -3,7 +3,7 @@
     with Run.open(Path("runs/first"), kind="pretrain", resolved=settings) as run:
         run.events.emit("step", step=1, ...)
 
-The lock is an OS file lock, so a killed process releases it; the heartbeat (modification time of `heartbeat`) tells watchers alive from dead.
+The lock is an OS file lock, so a killed process releases it; the heartbeat (age of the file `heartbeat`) tells watchers alive from dead.
 """
 
 from __future__ import annotations
@@ -12,14 +12,13 @@ import fcntl
 import os
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from bedplate.core.config import Resolved, to_mapping, to_toml
 from bedplate.core.errors import BedplateError, StateError
-from bedplate.core.events import EventLog, read_events
+from bedplate.core.events import EventLog, Listener, read_events
 from bedplate.core.files import write_text
 
 HEARTBEAT_S = 5.0
@@ -28,7 +27,7 @@ HEARTBEAT_S = 5.0
 class Run:
     """An open run folder. Use as a context manager; failures are recorded with their hint, and with a trace in `trace.txt`."""
 
-    def __init__(self, folder: Path, kind: str, listeners: tuple[Callable[[dict[str, Any]], None], ...] = ()) -> None:
+    def __init__(self, folder: Path, kind: str, listeners: tuple[Listener, ...] = ()) -> None:
         self.folder = folder
         self.kind = kind
         folder.mkdir(parents=True, exist_ok=True)
@@ -38,7 +37,8 @@ class Run:
         except BlockingIOError as error:
             owner = os.pread(self._lock, 32, 0).decode(errors="replace").strip()
             os.close(self._lock)
-            raise StateError(f"run {folder} is already running (process {owner or 'unknown'})", f"watch it with `bedplate runs watch {folder}`") from error
+            busy = f"run {folder} is already running (process {owner or 'unknown'})"
+            raise StateError(busy, f"watch it with `bedplate runs watch {folder}`") from error
         os.ftruncate(self._lock, 0)
         os.pwrite(self._lock, str(os.getpid()).encode(), 0)
         self.events = EventLog(folder / "events.jsonl", listeners)
@@ -53,7 +53,7 @@ class Run:
         folder: Path,
         kind: str,
         resolved: Resolved[Any],
-        listeners: tuple[Callable[[dict[str, Any]], None], ...] = (),
+        listeners: tuple[Listener, ...] = (),
     ) -> Self:
         """Lock the folder, write run.toml, and say that the run started."""
         run = cls(folder, kind, listeners)

@@ -1,0 +1,90 @@
+"""Contracts: the few Protocols in which layers meet. A local engine, a remote gateway and a fake are interchangeable behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+from bedplate.core.artifact import Manifest
+
+Item_co = TypeVar("Item_co", covariant=True)
+Item_contra = TypeVar("Item_contra", contravariant=True)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a guard decided about a text, and why."""
+
+    allowed: bool
+    reason: str = ""
+
+
+@runtime_checkable
+class Generator(Protocol):
+    """Continues text, whatever stands behind it: a local engine, a remote gateway, a fake."""
+
+    def generate(self, prompts: Sequence[str], *, max_tokens: int, temperature: float = 0.0, seed: int = 0) -> list[str]:
+        """One continuation a prompt, in order, without the prompt.
+
+        Args:
+            prompts: texts to continue.
+            max_tokens: most tokens of each continuation.
+            temperature: 0 takes the likeliest token.
+            seed: equal seeds give equal texts on the same generator.
+        """
+        ...
+
+
+@runtime_checkable
+class Guard(Protocol):
+    """Says whether a text may pass."""
+
+    def check(self, text: str) -> Verdict:
+        """The decision about one text, with its reason."""
+        ...
+
+
+@runtime_checkable
+class Verifier(Protocol):
+    """Decides whether a folder may be loaded. `artifact.verify` is the plainest: it checks digests; a stricter one, signatures too."""
+
+    def __call__(self, folder: Path) -> Manifest:
+        """The folder's manifest, if everything it says holds.
+
+        Raises:
+            IntegrityError: a digest, a signature or a format does not hold.
+            PolicyError: the policy does not allow this artifact.
+        """
+        ...
+
+
+@runtime_checkable
+class Reader(Protocol[Item_co]):
+    """A stream that can say where it is and continue from there."""
+
+    def __iter__(self) -> Iterator[Item_co]:
+        """The items from the current state on."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Where it is, JSON-able. A reader restored to it yields the same items from here on."""
+        ...
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from a state."""
+        ...
+
+
+@runtime_checkable
+class Sink(Protocol[Item_contra]):
+    """Takes items and makes them last."""
+
+    def write(self, items: Iterable[Item_contra]) -> None:
+        """Take items in order."""
+        ...
+
+    def close(self) -> None:
+        """Finish: what was written is complete and readable afterwards."""
+        ...
