@@ -1,7 +1,7 @@
 """The `bedplate` command: one lazy table, and what every command has in common.
 
-How to write a command (cli/data.py, cli/pretrain.py, ...): a typed function with a Google docstring. Parameters before `*` are
-arguments, those after it are flags; the function's first docstring line and its `Args:` are the help. It parses nothing, it calls the library and prints:
+How to write a command (cli/data.py, cli/pretrain.py, ...): a typed function with a Google docstring. Parameters before `*` are arguments,
+those after it are flags; the first docstring line and `Args:` are the help. It parses nothing, it calls the library and prints:
 
     from bedplate.cli.app import Here, Overrides
 
@@ -18,9 +18,9 @@ arguments, those after it are flags; the function's first docstring line and its
         console.table(("component", "documents"), rows, title="corpus")   # people, stdout; silent under --json
         console.data({"folder": str(to), "documents": 12})                # machines, stdout; silent without --json
 
-`--json`, `--plain`, `--debug` work on every command wherever they stand before `--`; `main` takes them away before the command's own flags
-are parsed and hands the command a matching `Console` (see core/console.py) in the parameter annotated `Here`. Commands raise BedplateError and
-never call sys.exit. Only the module of the typed command is imported: torch stays out of `--help`.
+`--json`, `--plain`, `--debug` work on every command wherever they stand before `--`; `main` takes them away before the command's own
+flags are parsed and hands the command a matching `Console` (see core/console.py) in the parameter annotated `Here`. Commands raise
+BedplateError and never call sys.exit. Only the module of the typed command is imported: torch stays out of `--help`.
 """
 
 from __future__ import annotations
