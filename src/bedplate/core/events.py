@@ -18,7 +18,7 @@ Listener = Callable[[dict[str, Any]], None]
 """Is told each event as it happens, such as a Console."""
 
 EVENTS: dict[str, str] = {
-    "run_started": "kind, settings: the job begins",
+    "run_started": "kind, settings, environment: the job begins",
     "run_resumed": "step, lost_s: the job continues from a checkpoint",
     "run_finished": "seconds, and what it made",
     "run_failed": "error, hint",

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from bedplate.core.config import Resolved, to_mapping, to_toml
+from bedplate.core.environment import environment
 from bedplate.core.errors import BedplateError, StateError
 from bedplate.core.events import EventLog, Listener, read_events
 from bedplate.core.files import write_text
@@ -58,7 +59,7 @@ class Run:
         """Lock the folder, write run.toml, and say that the run started."""
         run = cls(folder, kind, listeners)
         write_text(folder / "run.toml", f"# kind: {kind}\n" + to_toml(resolved))
-        run.events.emit("run_started", kind=kind, settings=to_mapping(resolved.value))
+        run.events.emit("run_started", kind=kind, settings=to_mapping(resolved.value), environment=environment())
         return run
 
     @property
