@@ -46,7 +46,7 @@ class CheckpointSettings:
 
     def __post_init__(self) -> None:
         if self.keep_last < 1:
-            raise ConfigError(f"checkpoint.keep_last = {self.keep_last} would delete every checkpoint", "set checkpoint.keep_last to 1 or more")
+            raise ConfigError(f"checkpoint.keep_last = {self.keep_last} keeps none", "set checkpoint.keep_last to 1 or more")
         if self.every_s < 0 or self.every_steps < 0 or self.keep_every_steps < 0:
             raise ConfigError("a checkpoint interval is negative", "0 turns it off")
 
@@ -60,6 +60,9 @@ class Progress:
     skipped_positions: int = 0
     """Positions of data that roll-backs jumped over."""
     roll_backs: int = 0
+    """Times the run went back to a checkpoint."""
+    skipped_steps: tuple[int, ...] = ()
+    """Recent steps whose update was dropped."""
     trained_s: float = 0.0
     """Seconds spent in steps so far, over all processes of the run."""
     losses: tuple[float, ...] = ()
@@ -137,7 +140,8 @@ class CheckpointWriter:
             self._thread = None
         error, self._error = self._error, None
         if error is not None:
-            raise ResourceError(f"the checkpoint could not be written: {error}", f"free space in {self.folder}; rerun the same command to resume") from error
+            hint = f"free space in {self.folder}; the same command resumes the run"
+            raise ResourceError(f"the checkpoint could not be written: {error}", hint) from error
 
     def finished(self) -> list[Saved]:
         """The saves that finished since the last call.
@@ -237,7 +241,8 @@ def newest(folder: Path, warn: Callable[[str, str], None]) -> State | None:
         except BedplateError as error:
             warn(f"checkpoint {path.name} is passed over: {error.message}", error.hint)
     if paths:
-        raise IntegrityError(f"none of the {len(paths)} checkpoints in {folder} can be read", f"restore {folder} from a copy, or remove it to start again")
+        hint = f"restore {folder} from a copy, or remove it to start again"
+        raise IntegrityError(f"none of the {len(paths)} checkpoints in {folder} can be read", hint)
     return None
 
 

@@ -32,7 +32,7 @@ class HealthSettings:
 
     on_nan: Action = "skip"
     """Action when the loss or a gradient is not finite. An update that is not finite is never applied, whatever is chosen."""
-    on_spike: Literal["none", "skip", "roll_back", "stop"] = "none"
+    on_spike: Action = "none"
     """Action at a spike."""
     on_stall: Literal["none", "stop"] = "none"
     """Action when the run does not learn."""
@@ -81,7 +81,9 @@ def find_nan(loss: float, gradient_norm: float, settings: HealthSettings) -> Fin
     return Finding("nan", action, f"loss {loss:.4g}, gradient norm {gradient_norm:.4g}")
 
 
-def find_spike(losses: Sequence[float], norms: Sequence[float], loss: float, gradient_norm: float, settings: HealthSettings) -> Finding | None:
+def find_spike(
+    losses: Sequence[float], norms: Sequence[float], loss: float, gradient_norm: float, settings: HealthSettings
+) -> Finding | None:
     """A loss or gradient norm far above what the window had.
 
     Args:
@@ -98,7 +100,8 @@ def find_spike(losses: Sequence[float], norms: Sequence[float], loss: float, gra
         sigma = MAD_TO_SIGMA * statistics.median(abs(v - median) for v in recent)
         distance = (value - median) / max(sigma, 1e-3 * abs(median), 1e-12)
         if distance > settings.spike_sigma:
-            return Finding("spike", settings.on_spike, f"{name} {value:.4g} is {distance:.0f} robust sigma above the median {median:.4g} of {len(recent)} steps")
+            detail = f"{name} {value:.4g} is {distance:.0f} robust sigma above the median {median:.4g} of {len(recent)} steps"
+            return Finding("spike", settings.on_spike, detail)
     return None
 
 
@@ -129,4 +132,5 @@ def find_exhausted(epochs: float, settings: HealthSettings) -> Finding | None:
     """
     if epochs <= settings.max_epochs:
         return None
-    return Finding("exhausted", settings.on_exhausted, f"the data was read {epochs:.1f} times, more than health.max_epochs = {settings.max_epochs:g}")
+    detail = f"the data was read {epochs:.1f} times, more than health.max_epochs = {settings.max_epochs:g}"
+    return Finding("exhausted", settings.on_exhausted, detail)

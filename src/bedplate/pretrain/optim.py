@@ -142,16 +142,13 @@ class Optimiser:
         self.muons = [Muon(list(part), list(part.values()), settings) for part in shapes.values()]
         self.peaks = {"embedding": settings.lr_embedding, "head": settings.lr_head, "vector": settings.lr_vector}
         self.names = {p: name for part in groups.values() for name, p in part.items()}
+        decay = {"embedding": 0.0, "head": settings.weight_decay, "vector": 0.0}
         self.adamw = torch.optim.AdamW(
-            [
-                {"params": list(part.values()), "lr": self.peaks[group], "weight_decay": settings.weight_decay if group == "head" else 0.0, "kind": group}
-                for group, part in groups.items()
-                if part
-            ],
+            [{"params": list(part.values()), "weight_decay": decay[group], "kind": group} for group, part in groups.items() if part],
             betas=(settings.beta1, settings.beta2),
             eps=settings.eps,
             fused=True,
-        ) if any(groups.values()) else None
+        )
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -175,10 +172,9 @@ class Optimiser:
         """
         for muon in self.muons:
             muon.step(self.settings.lr_matrix * lr_factor, momentum)
-        if self.adamw is not None:
-            for group in self.adamw.param_groups:
-                group["lr"] = self.peaks[group["kind"]] * lr_factor
-            self.adamw.step()
+        for group in self.adamw.param_groups:
+            group["lr"] = self.peaks[group["kind"]] * lr_factor
+        self.adamw.step()
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
@@ -189,7 +185,7 @@ class Optimiser:
         """The state as named tensors (not copies)."""
         tensors = {f"momentum.{name}": muon.momentum[i] for muon in self.muons for i, name in enumerate(muon.names)}
         for parameter, name in self.names.items():
-            for key, value in (self.adamw.state[parameter] if self.adamw is not None else {}).items():
+            for key, value in self.adamw.state[parameter].items():
                 tensors[f"{key}.{name}"] = value
         return tensors
 
@@ -204,10 +200,10 @@ class Optimiser:
                 for i, name in enumerate(muon.names):
                     muon.momentum[i].copy_(tensors[f"momentum.{name}"])
             for parameter, name in self.names.items():
-                if self.adamw is not None and f"step.{name}" in tensors:
-                    state = {key: tensors[f"{key}.{name}"].clone() for key in ("step", "exp_avg", "exp_avg_sq")}
-                    self.adamw.state[parameter] = {k: v.to(parameter.device) if k != "step" or parameter.is_cuda else v for k, v in state.items()}
-                elif self.adamw is not None:
-                    self.adamw.state.pop(parameter, None)
+                self.adamw.state.pop(parameter, None)
+                if f"step.{name}" in tensors:  # absent before a parameter's first update
+                    keys = ("step", "exp_avg", "exp_avg_sq")
+                    self.adamw.state[parameter] = {key: tensors[f"{key}.{name}"].to(parameter.device, copy=True) for key in keys}
         except (KeyError, RuntimeError) as error:
-            raise IntegrityError(f"the optimiser's state does not fit the model: {error}", "resume with the settings the run was started with") from error
+            hint = "resume with the settings the run was started with"
+            raise IntegrityError(f"the optimiser's state does not fit the model: {error}", hint) from error

@@ -41,9 +41,9 @@ class ScheduleSettings:
     def __post_init__(self) -> None:
         for name in ("warmup_share", "tail_share", "floor", "momentum_start", "momentum", "momentum_warmup_share", "average_share"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"schedule.{name} = {getattr(self, name)} is not within 0..1", f"give schedule.{name} a share such as 0.1")
+                raise ConfigError(f"schedule.{name} = {getattr(self, name)} is not within 0..1", "give it a share such as 0.1")
         if self.warmup_share + self.tail_share > 1:
-            raise ConfigError("schedule.warmup_share and schedule.tail_share overlap", f"set schedule.tail_share={1 - self.warmup_share:g} or less")
+            raise ConfigError("schedule.warmup_share and tail_share overlap", f"set schedule.tail_share={1 - self.warmup_share:g} or less")
         ends = [end for end, _ in self.context_stages]
         if ends != sorted(ends) or any(not 0 < end <= 1 or context < 1 for end, context in self.context_stages):
             raise ConfigError("schedule.context_stages must end at rising shares within 0..1", "for example [[0.3, 128], [0.6, 256]]")

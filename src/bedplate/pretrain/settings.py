@@ -1,4 +1,4 @@
-"""Settings of a pre-training run: one frozen table a topic. "auto" values are resolved once, told as `chosen` events, and kept in the run folder.
+"""Settings of pre-training: a frozen table a topic. An "auto" is resolved once, told as a `chosen` event, and kept in the run folder.
 
     settings = load(PretrainSettings, path=Path("recipe.toml"), overrides=["run.budget=20m"]).value
 """
