@@ -87,6 +87,12 @@ class Console:
             self.close()
             self.stdout.print(rich.text.Text(text), soft_wrap=True)
 
+    def show(self, picture: rich.console.RenderableType) -> None:
+        """Anything that rich can draw, on stdout. Silent under --json."""
+        if self.mode != "json":
+            self.close()
+            self.stdout.print(picture)
+
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> None:
         """A table for people, on stdout; columns of numbers are set right. Silent under --json."""
         if self.mode != "json":
