@@ -1,4 +1,4 @@
-"""A small trainable model and an endless source of rows, so that training's own machinery is tested apart from real networks and corpora."""
+"""A small trainable model and an endless source of rows, to test training's own machinery apart from real networks."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from bedplate.core.config import Resolved, from_mapping
 from bedplate.core.run import Run
 from bedplate.modality.sequence import Batch
-from bedplate.pretrain.training import Training
 from bedplate.pretrain.optim import Optimiser
 from bedplate.pretrain.schedule import Schedule
 from bedplate.pretrain.settings import PretrainSettings
 from bedplate.pretrain.step import Stepper
+from bedplate.pretrain.training import Training
 
 VOCABULARY = 32
 
@@ -92,7 +92,9 @@ def small_settings(tree: dict | None = None) -> PretrainSettings:
     return from_mapping(PretrainSettings, base)
 
 
-def small_training(folder: Path, tree: dict | None = None, model: nn.Module | None = None, rows: SmallRows | None = None, **more) -> Training:
+def small_training(
+    folder: Path, tree: dict | None = None, model: nn.Module | None = None, rows: SmallRows | None = None, **more
+) -> Training:
     """A training of the small model in `folder`."""
     settings = small_settings(tree)
     torch.manual_seed(settings.run.seed)

@@ -71,8 +71,8 @@ class Progress:
     """The recent gradient norms, one for each of `losses`."""
     start_loss: float = 0.0
     """Median loss of the first steps: the level that a stalled run does not leave."""
-    reported: tuple[str, ...] = ()
-    """Health problems that were already told and are told once."""
+    reported: Mapping[str, int] = field(default_factory=dict)
+    """Slow health problem -> step at which it was last told."""
 
 
 class State(NamedTuple):

@@ -144,7 +144,7 @@ class Optimiser:
         self.names = {p: name for part in groups.values() for name, p in part.items()}
         decay = {"embedding": 0.0, "head": settings.weight_decay, "vector": 0.0}
         self.adamw = torch.optim.AdamW(
-            [{"params": list(part.values()), "weight_decay": decay[group], "kind": group} for group, part in groups.items() if part],
+            [{"params": list(part.values()), "weight_decay": decay[group], "kind": group} for group, part in groups.items()],
             betas=(settings.beta1, settings.beta2),
             eps=settings.eps,
             fused=True,

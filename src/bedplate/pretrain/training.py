@@ -212,19 +212,17 @@ class Training:
                     self.run.events.emit("sample", **{"step": step, **fields})
 
     def watch_learning(self) -> None:
-        """Stall and exhaustion, each told once until it passes."""
+        """Stall and exhaustion, each told at most once in `health.stall_steps` steps."""
         health, progress = self.settings.health, self.progress
         findings = [
             find_stall(progress.losses, progress.start_loss, health),
             find_exhausted(self.epochs(self.schedule.positions(progress.step) + progress.skipped_positions), health),
         ]
-        present = {finding.problem: finding for finding in findings if finding is not None}
-        for problem, finding in present.items():
-            if problem not in progress.reported:
-                action = {"action": finding.action, "detail": finding.detail}
-                self.run.events.emit("health", step=progress.step, problem=problem, **action)
-        self.progress = dataclasses.replace(progress, reported=tuple(sorted(present)))
-        for finding in present.values():
+        for finding in findings:
+            if finding is None or progress.step - progress.reported.get(finding.problem, -health.stall_steps) < health.stall_steps:
+                continue
+            self.run.events.emit("health", step=progress.step, problem=finding.problem, action=finding.action, detail=finding.detail)
+            self.progress = dataclasses.replace(self.progress, reported={**self.progress.reported, finding.problem: progress.step})
             if finding.action == "stop":
                 self.stop(finding)
 
