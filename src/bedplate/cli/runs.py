@@ -26,15 +26,15 @@ def list_runs(folder: Path = Path("runs"), *, console: Here) -> None:
     Args:
         folder: where the runs are.
     """
-    found = sorted({path.parent for pattern in ("events.jsonl", "*/events.jsonl", "*/*/events.jsonl") for path in folder.glob(pattern)})
+    depths = ("events.jsonl", "*/events.jsonl", "*/*/events.jsonl")
+    found = sorted({path.parent for pattern in depths for path in folder.glob(pattern)})
     if not found:
-        raise DataError(f"there is no run in {folder}", "start one with `bedplate pretrain run --to runs/NAME`, or name the folder that holds runs")
+        start = "start one with `bedplate pretrain run --to runs/NAME`, or name the folder that holds runs"
+        raise DataError(f"there is no run in {folder}", start)
     rows = [_row(RunLog.read(path), folder) for path in found]
     rows.sort(key=lambda row: row["age_s"] if row["age_s"] is not None else np.inf)
-    shown = [
-        (r["run"], r["state"], r["kind"], f"{r['step']:,}/{r['steps']:,}" if r["steps"] else r["step"], r["loss"], _age(r["age_s"])) for r in rows
-    ]
-    console.table(("run", "state", "kind", "step", "loss", "age"), shown)
+    shown = [(r["run"], r["state"], r["kind"], r["step"], r["steps"], r["loss"], _age(r["age_s"])) for r in rows]
+    console.table(("run", "state", "kind", "step", "of", "loss", "age"), shown)
     console.data(rows)
 
 
@@ -98,7 +98,8 @@ def compare(*runs: Path, to: Path | None = None, loss: str = "loss", console: He
     from bedplate.report.compare import compare as compare_runs
 
     comparison = compare_runs([RunLog.read(run) for run in runs], loss)
-    console.table(("setting", *comparison.names), [(d.key, *(_cell(v) for v in d.values)) for d in comparison.differences], title="settings that differ")
+    settings = [(d.key, *(_cell(v) for v in d.values)) for d in comparison.differences]
+    console.table(("setting", *comparison.names), settings, title="settings that differ")
     for part in comparison.parts:
         rows = [(format_seconds(at) if part.axis == "time" else round(at), *losses) for at, losses in part.rows]
         console.table((part.axis, *comparison.names), rows, title=f"{loss} at equal {part.axis}")
@@ -122,7 +123,9 @@ def doctor(run: Path, *, console: Here) -> None:
     found = diagnose(log, time.time())
     lines = []
     for diagnosis in found:
-        lines += [f"{diagnosis.name} ({diagnosis.confidence:.0%} sure)", *(f"  evidence: {line}" for line in diagnosis.evidence), f"  change:   {diagnosis.change}"]
+        lines.append(f"{diagnosis.name} ({diagnosis.confidence:.0%} sure)")
+        lines += [f"  evidence: {line}" for line in diagnosis.evidence]
+        lines.append(f"  change:   {diagnosis.change}")
     console.print("\n".join(lines) or f"nothing looks wrong: {log.state}, {len(log.steps):,} steps looked at")
     console.data({"run": str(run), "state": log.state, "diagnoses": [vars(diagnosis) for diagnosis in found]})
 

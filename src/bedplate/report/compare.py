@@ -23,7 +23,7 @@ class Difference(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Losses along one axis ("steps", "tokens" or "time"). `rows`: place -> each run's smoothed loss there; `curves`: (x, loss) of each run."""
+    """Losses along one axis: "steps", "tokens" or "time" (seconds). `rows`: place, each run's smoothed loss there; `curves`: (x, loss)."""
 
     axis: str
     rows: tuple[tuple[float, tuple[float, ...]], ...]
@@ -41,12 +41,15 @@ class Comparison:
 
     def to_json(self) -> dict[str, Any]:
         """The same as plain values."""
-        places = {p.axis: [{"at": at, "losses": dict(zip(self.names, _plain(losses), strict=True))} for at, losses in p.rows] for p in self.parts}
+        named = zip(self.names, self.logs, strict=True)
         return {
-            "runs": [{"name": name, "folder": str(log.folder), "state": log.state} for name, log in zip(self.names, self.logs, strict=True)],
-            "settings": {d.key: dict(zip(self.names, d.values, strict=True)) for d in self.differences},
-            "losses": places,
+            "runs": [{"name": name, "folder": str(log.folder), "state": log.state} for name, log in named],
+            "settings": {d.key: self._by_name(d.values) for d in self.differences},
+            "losses": {p.axis: [{"at": at, "losses": self._by_name(losses)} for at, losses in p.rows] for p in self.parts},
         }
+
+    def _by_name(self, values: Sequence[Any]) -> dict[str, Any]:
+        return dict(zip(self.names, values, strict=True))
 
 
 def compare(logs: Sequence[RunLog], loss: str = "loss") -> Comparison:
@@ -64,7 +67,8 @@ def compare(logs: Sequence[RunLog], loss: str = "loss") -> Comparison:
         if not np.isfinite(log.column(loss)).any():
             known = ", ".join(log.losses) or "none: it has logged no step yet"
             raise DataError(f"run {log.name} has no {loss!r}", f"its losses: {known}")
-    return Comparison(logs, _names(logs), differences(logs), [part for axis in ("steps", "tokens", "time") if (part := _part(logs, loss, axis))])
+    parts = [part for axis in ("steps", "tokens", "time") if (part := _part(logs, loss, axis))]
+    return Comparison(logs, _names(logs), differences(logs), parts)
 
 
 def differences(logs: Sequence[RunLog]) -> list[Difference]:
@@ -78,7 +82,7 @@ def differences(logs: Sequence[RunLog]) -> list[Difference]:
 def _part(logs: Sequence[RunLog], loss: str, axis: str) -> Part | None:
     curves = []
     for log in logs:
-        x = {"steps": lambda log=log: log.column("step"), "tokens": lambda log=log: log.column("tokens"), "time": lambda log=log: log.seconds()}[axis]()
+        x = log.seconds() if axis == "time" else log.column("step" if axis == "steps" else axis)
         y = log.column(loss)
         good = np.isfinite(x) & np.isfinite(y)
         curves.append((x[good], y[good]))
@@ -101,7 +105,3 @@ def _names(logs: Sequence[RunLog]) -> list[str]:
         return short
     long = ["/".join(log.folder.resolve().parts[-2:]) for log in logs]
     return long if len(set(long)) == len(long) else [f"{name} ({index})" for index, name in enumerate(long, 1)]
-
-
-def _plain(values: Sequence[float]) -> list[float | None]:
-    return [value if np.isfinite(value) else None for value in values]

@@ -53,7 +53,8 @@ def failed(log: RunLog) -> Diagnosis | None:
     if log.state != "failed":
         return None
     event = log.named("run_failed")[-1]
-    return Diagnosis("failed", 1.0, (f"error: {event.get('error', 'unknown')}",), str(event.get("hint") or "see trace.txt in the run folder"))
+    hint = str(event.get("hint") or "see trace.txt in the run folder")
+    return Diagnosis("failed", 1.0, (f"error: {event.get('error', 'unknown')}",), hint)
 
 
 def died(log: RunLog) -> Diagnosis | None:
@@ -65,8 +66,9 @@ def died(log: RunLog) -> Diagnosis | None:
     evidence = [f"the last event is {last['event']!r}{at}; nobody holds the run's lock"]
     use, limit = _memory(log)
     if limit and use.size and use.max() > NEAR_LIMIT * limit:
-        evidence.append(f"memory was at {format_bytes(use.max())} of {format_bytes(limit)}: probably ended by the system for want of memory")
-        return Diagnosis("died without a word", 0.95, tuple(evidence), f"halve the rows in memory: --set {_fewer_rows(log)}, then run it again")
+        evidence.append(f"memory was at {format_bytes(use.max())} of {format_bytes(limit)}: the system probably ended it")
+        change = f"halve the rows in memory: --set {_fewer_rows(log)}, then run it again"
+        return Diagnosis("died without a word", 0.95, tuple(evidence), change)
     where = f"from step {number(saved[-1].get('step')):,.0f}" if saved else "from the start, since no checkpoint was saved yet"
     return Diagnosis("died without a word", 0.95, tuple(evidence), f"run the same command again: it continues {where}")
 
@@ -127,7 +129,8 @@ def stalled(log: RunLog) -> Diagnosis | None:
         high = not np.isfinite(rate).any() or _level(rate[-len(late) :]) > 0.5 * np.nanmax(rate)
         if len(half) >= 100 and high and fell < max(2 * error, 0.002 * abs(_level(late))) and diverged(log) is None:
             lines = (f"loss {_level(early):.3f} before step {step[-len(late)]:,.0f} and {_level(late):.3f} since", *evidence)
-            return Diagnosis("stalled", 0.6, lines, "let the learning rate decay now, or take a larger model: --set model.size=<next larger>")
+            change = "let the learning rate decay now, or take a larger model: --set model.size=<next larger>"
+            return Diagnosis("stalled", 0.6, lines, change)
     if told:
         return Diagnosis("stalled", 0.7, evidence, _bolder(log))
     return None
@@ -156,10 +159,11 @@ def loader_bound(log: RunLog) -> Diagnosis | None:
     if share < LOADER_SHARE:
         return None
     gain = 1 / max(1 - share, 0.05)
-    evidence = (f"{share:.0%} of the time of {good.sum():,} steps went into waiting: {np.median(wait[good]):.3g} of {np.median(whole[good]):.3g} s a step",)
+    medians = f"{np.median(wait[good]):.3g} of {np.median(whole[good]):.3g} s a step"
+    evidence = (f"{share:.0%} of the time of {good.sum():,} steps went into waiting for data: {medians}",)
     workers = log.setting("loader.workers")
-    setting = f"--set loader.workers={max(2, 2 * int(workers))}" if isinstance(workers, int) else "give the loader more workers, or put the corpus on a faster disk"
-    return Diagnosis("loader-bound", min(0.99, 0.5 + share), evidence, f"{setting}; steps could be up to {gain:.1f}x as fast")
+    more = f"--set loader.workers={max(2, 2 * workers)}" if isinstance(workers, int) else "give the loader more workers or a faster disk"
+    return Diagnosis("loader-bound", min(0.99, 0.5 + share), evidence, f"{more}; steps could be up to {gain:.1f}x as fast")
 
 
 def duplicated(log: RunLog) -> Diagnosis | None:
@@ -167,7 +171,7 @@ def duplicated(log: RunLog) -> Diagnosis | None:
     evidence = [*_gap(log), *_epoch_falls(log)]
     if not evidence:
         return None
-    change = "read the data less often (fewer steps or more data), and build the corpus with near-duplicate removal on: `bedplate data inspect` shows what it dropped"
+    change = "read the data less often (fewer steps, more data), and build the corpus with near-duplicates removed: `bedplate data inspect`"
     return Diagnosis("duplicated data", 0.85 if len(evidence) > 1 else 0.65, tuple(evidence), change)
 
 
@@ -176,7 +180,8 @@ def exhausted(log: RunLog) -> Diagnosis | None:
     told = [e for e in log.named("health") if e.get("problem") == "exhausted"]
     if not told:
         return None
-    return Diagnosis("data exhausted", 0.9, tuple(_health_lines(told)), "add data, stop earlier, or take a smaller model that needs fewer tokens")
+    change = "add data, stop earlier, or take a smaller model that needs fewer tokens"
+    return Diagnosis("data exhausted", 0.9, tuple(_health_lines(told)), change)
 
 
 def memory_near_limit(log: RunLog) -> Diagnosis | None:
@@ -197,8 +202,8 @@ def memory_near_limit(log: RunLog) -> Diagnosis | None:
     ahead = growth * (steps - number(log.steps[-1]["step"])) / max(1.0, float(np.median(np.diff(log.column("step")))))
     if peak + ahead < limit or growth * len(half) < 0.05 * limit:
         return None
-    evidence = (f"memory grew by {format_bytes(growth * len(half))} over the last {len(half):,} steps and would reach {format_bytes(limit)} before the end",)
-    return Diagnosis("memory near limit", 0.6, evidence, change)
+    grown = f"memory grew by {format_bytes(growth * len(half))} over the last {len(half):,} steps"
+    return Diagnosis("memory near limit", 0.6, (f"{grown} and would reach {format_bytes(limit)} before the end",), change)
 
 
 CHECKS: tuple[Callable[[RunLog], Diagnosis | None], ...] = (
@@ -239,7 +244,8 @@ def _epoch_falls(log: RunLog) -> list[str]:
         fall = _level(before) - _level(after) + slope * (len(before) + len(after)) / 2
         error = _noise(np.concatenate([before, after])) * np.sqrt(1 / len(before) + 1 / len(after)) * 1.25
         if fall > max(FALL_AT_EPOCH * error, 0.02 * abs(_level(before))):
-            out.append(f"the loss fell from {_level(before):.3f} to {_level(after):.3f} at step {step[start]:,.0f}, where epoch {epoch[start]:.0f} begins")
+            fell = f"the loss fell from {_level(before):.3f} to {_level(after):.3f} at step {step[start]:,.0f}"
+            out.append(f"{fell}, where epoch {epoch[start]:.0f} begins")
     return out
 
 
@@ -275,8 +281,8 @@ def _fewer_rows(log: RunLog) -> str:
 
 
 def _rates(log: RunLog) -> list[tuple[str, float]]:
-    found = [(s.key, float(s.value)) for s in log.settings if "lr" in s.key.rpartition(".")[2].split("_") and isinstance(s.value, (int, float))]
-    return found[:2]
+    named = [s for s in log.settings if "lr" in s.key.rpartition(".")[2].split("_")]
+    return [(s.key, float(s.value)) for s in named if isinstance(s.value, (int, float))][:2]
 
 
 def _gentler(log: RunLog) -> str:
@@ -290,11 +296,13 @@ def _bolder(log: RunLog) -> str:
     rates = _rates(log)
     if not rates:
         return "raise the learning rate threefold, and look at the data with `bedplate data inspect`"
-    return "raise the learning rate: " + " ".join(f"--set {key}={value * 3:.3g}" for key, value in rates) + "; look at the data with `bedplate data inspect`"
+    raised = " ".join(f"--set {key}={value * 3:.3g}" for key, value in rates)
+    return f"raise the learning rate: {raised}; look at the data with `bedplate data inspect`"
 
 
 def _health_lines(events: Sequence[dict[str, object]]) -> list[str]:
-    lines = [f"step {number(e.get('step')):,.0f}: {e.get('problem')}, {e.get('detail', '')} (action: {e.get('action', 'none')})" for e in events[:3]]
+    first = [(number(e.get("step")), e.get("problem"), e.get("detail", ""), e.get("action", "none")) for e in events[:3]]
+    lines = [f"step {step:,.0f}: {problem}, {detail} (action: {action})" for step, problem, detail, action in first]
     return lines + ([f"and {len(events) - 3:,} more of the kind"] if len(events) > 3 else [])
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +17,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
 
+from bedplate.core.narrate import number
 from bedplate.core.units import format_bytes, format_seconds
 from bedplate.report.log import Column, RunLog, smooth
 
@@ -85,19 +86,21 @@ def draw(
     y_format: str = "plain",
     marks: Sequence[float] = (),
     zero: bool = False,
-    size: tuple[float, float] = (5.2, 2.9),
+    size: tuple[float, float] = (4.0, 2.2),
 ) -> str:
     """One figure as SVG.
 
     Args:
         lines: what to draw; those without a finite value are left out.
         x_label: what x counts.
-        y_format: "plain", "count", "bytes" or "seconds".
+        y_format: "plain", "count", "bytes", "seconds", or a unit to write after the number.
         marks: x of moments to point at (health events).
         zero: whether y starts at 0.
         size: inches; text keeps its size, so small figures suit narrow pages.
     """
     lines = [line for line in lines if np.isfinite(line.y).any()]
+    if y_format == "bytes":
+        lines, y_format = _in_one_unit(lines)
     with rc_context(_STYLE):
         figure = Figure(figsize=size, layout="constrained")
         figure.patch.set_alpha(0)
@@ -109,29 +112,27 @@ def draw(
             axes.axvline(mark, color=ALARM, linewidth=1.0, linestyle=(0, (2, 2)))
         axes.set_xlabel(x_label)
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
+        axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         axes.yaxis.set_major_formatter(_formatter(y_format))
         _limits(axes, lines, zero)
         if len(lines) > 1:
-            figure.legend(loc="outside upper left", ncols=min(len(lines), 4), handlelength=1.1, columnspacing=1.2, borderaxespad=0.1)
+            figure.legend(loc="outside upper left", ncols=min(len(lines), 3), handlelength=1.1, columnspacing=1.2, borderaxespad=0.1)
         return _svg(figure)
 
 
-def losses(log: RunLog) -> str:
-    """Loss per sense over steps: pale as logged, strong smoothed, dots held-out."""
+def losses(log: RunLog) -> dict[str, str]:
+    """Name of each loss -> its figure: pale as logged, strong smoothed, dots held-out. Senses do not share a scale, so each has its own."""
     step = log.column("step")
-    held_out = log.named("evaluated")
-    lines = []
-    names = [name for name in log.losses if name != "loss"] or log.losses
-    for name, colour in zip(names, colours([name.removeprefix("loss_") for name in names]), strict=True):
+    out = {}
+    for name, colour in zip(log.losses, colours(log.losses), strict=True):
         values = log.column(name)
-        dots = [(float(e["step"]), float(e[name])) for e in held_out if _finite(e.get("step")) and _finite(e.get(name))]
-        marks = (np.array([x for x, _ in dots]), np.array([y for _, y in dots])) if dots else None
-        strong = smooth(values, max(8.0, len(values) / 40))
-        label = name.removeprefix("loss_").replace("_", " ")
-        lines.append(Line(label, step, np.where(np.isfinite(values), strong, np.nan), colour, faint=values, dots=marks))
-    return draw(lines, x_label="step", marks=troubles(log), size=(5.2, 3.2))
+        held_out = [(number(e.get("step")), number(e.get(name))) for e in log.named("evaluated")]
+        held_out = [(at, loss) for at, loss in held_out if np.isfinite(at) and np.isfinite(loss)]
+        dots = (np.array([at for at, _ in held_out]), np.array([loss for _, loss in held_out])) if held_out else None
+        strong = np.where(np.isfinite(values), smooth(values, max(8.0, len(values) / 40)), np.nan)
+        out[name] = draw([Line(name, step, strong, colour, faint=values, dots=dots)], x_label="step", marks=troubles(log))
+    return out
 
 
 def over_steps(log: RunLog, name: str, y_format: str = "plain", *, zero: bool = True, colour: str = INK) -> str:
@@ -156,7 +157,7 @@ def step_time(log: RunLog) -> str:
 def series(values: Column) -> str:
     """A telemetry sample as a line."""
     point = np.arange(len(values), dtype=np.float64)
-    return draw([Line("value", point, values, SENSE_COLOURS["series"])], x_label="point", size=(4.2, 1.7))
+    return draw([Line("value", point, values, SENSE_COLOURS["series"])], x_label="point", size=(4.0, 1.6))
 
 
 def spectrogram(sound: Column, sample_rate: int) -> bytes:
@@ -179,7 +180,7 @@ def colours(names: Sequence[str]) -> list[str]:
     taken: set[str] = set()
     out = []
     for name in names:
-        own = SENSE_COLOURS.get(name.split("_")[0])
+        own = SENSE_COLOURS.get(name if name in SENSE_COLOURS else name.removeprefix("loss_").split("_")[0])
         colour = own if own and own not in taken else next((c for c in SPARE if c not in taken), INK)
         taken.add(colour)
         out.append(colour)
@@ -188,7 +189,7 @@ def colours(names: Sequence[str]) -> list[str]:
 
 def troubles(log: RunLog) -> list[float]:
     """Steps at which a health event happened; too many to tell apart are thinned."""
-    steps = sorted({float(e["step"]) for e in log.named("health") if _finite(e.get("step"))})
+    steps = sorted({at for e in log.named("health") if np.isfinite(at := number(e.get("step")))})
     return steps[:: max(1, len(steps) // 40)]
 
 
@@ -229,15 +230,18 @@ def _means(values: Column, edges: np.ndarray) -> Column:
 def _formatter(kind: str) -> FuncFormatter | EngFormatter:
     if kind == "count":
         return EngFormatter(sep="", places=None)
-    tell: Mapping[str, object] = {"bytes": format_bytes, "seconds": format_seconds}
-    function = tell.get(kind)
-    if function is None:
-        return FuncFormatter(lambda value, _: f"{value:.4g}")
-    return FuncFormatter(lambda value, _: function(value) if value else "0")  # type: ignore[operator]
+    if kind == "seconds":
+        return FuncFormatter(lambda value, _: format_seconds(value) if value else "0")
+    unit = "" if kind == "plain" else f" {kind}"
+    return FuncFormatter(lambda value, _: f"{value:.4g}{unit}" if value else "0")
 
 
-def _finite(value: object) -> bool:
-    return isinstance(value, (int, float)) and bool(np.isfinite(value))
+def _in_one_unit(lines: Sequence[Line]) -> tuple[list[Line], str]:
+    """Bytes in the unit that suits the largest value, so that the axis has round numbers in it."""
+    top = max((float(np.nanmax(line.y)) for line in lines), default=0.0)
+    unit = format_bytes(top).split()[-1]
+    factor = 1024.0 ** ("B", "KiB", "MiB", "GiB", "TiB").index(unit)
+    return [line._replace(y=line.y / factor, faint=None if line.faint is None else line.faint / factor) for line in lines], unit
 
 
 def _svg(figure: Figure) -> str:

@@ -26,6 +26,8 @@ from bedplate.report.log import RunLog, smooth
 from bedplate.report.samples import collect
 
 MOODS = {"finished": "good", "running": "busy", "stopped": "busy", "failed": "bad", "interrupted": "bad"}
+KINDS = ("image", "video", "audio", "series", "text", "missing")
+"""The order in which samples are shown."""
 MOMENTS = 60
 """Most events listed one by one."""
 
@@ -48,7 +50,7 @@ def run_page(log: RunLog) -> str:
     """A run's page: diagnoses, losses, samples, how it ran, what happened, settings, environment."""
     made = collect(log)
     latest = max((s.step for s in made if s.step is not None), default=None)
-    fresh = [s for s in made if s.step == latest or s.step is None]
+    fresh = sorted((s for s in made if s.step == latest or s.step is None), key=lambda s: KINDS.index(s.kind))
     values = [(s.key, _value(s.value), s.origin) for s in log.settings]
     settings = [{"key": key, "value": value, "origin": origin} for key, value, origin in values]
     return _PAGES.get_template("run.html").render(
@@ -59,16 +61,16 @@ def run_page(log: RunLog) -> str:
         subtitle=_subtitle(log),
         facts=_facts(log),
         diagnoses=diagnose(log),
-        loss_figure=Markup(figures.losses(log)) if log.losses else "",  # noqa: S704 - made here, labels escaped by matplotlib
         troubled=bool(figures.troubles(log)),
-        loss_rows=_loss_rows(log),
+        losses=_losses(log),
         samples=fresh,
         older=[s for s in made if s not in fresh],
         safe_figure=Markup,
+        code=code,
         figures=_figures(log),
         counts=[{"what": e.get("what", ""), "rows": _counts(e.get("counts"))} for e in log.named("counted")],
         moments=_moments(log),
-        chosen=[{"what": e.get("what", ""), "value": _value(e.get("value")), "reason": e.get("reason", "")} for e in log.named("chosen")],
+        chosen=[{"what": "", "reason": ""} | e | {"value": _value(e.get("value"))} for e in log.named("chosen")],
         set_by_hand=[s for s in settings if s["origin"] != "default"],
         defaults=[s for s in settings if s["origin"] == "default"],
         environment=[(name.replace("_bytes", ""), format_bytes(v) if name.endswith("_bytes") else v) for name, v in log.environment.items()],
@@ -81,12 +83,14 @@ def comparison_page(comparison: Comparison) -> str:
     palette = [figures.SPARE[index % len(figures.SPARE)] for index in range(len(logs))]
     parts = []
     for part in comparison.parts:
-        lines = [figures.Line(name, x, smooth(y, max(8.0, len(y) / 40)), c) for name, c, (x, y) in zip(comparison.names, palette, part.curves, strict=True)]
+        named = zip(comparison.names, palette, part.curves, strict=True)
+        lines = [figures.Line(name, x, smooth(y, max(8.0, len(y) / 40)), colour) for name, colour, (x, y) in named]
         rows = [[_axis(part.axis, at), *(_loss(v) for v in values)] for at, values in part.rows]
-        svg = Markup(figures.draw(lines, x_label=part.axis, size=(5.2, 3.2)))  # noqa: S704 - made here, labels escaped by matplotlib
+        svg = Markup(figures.draw(lines, x_label="time, s" if part.axis == "time" else part.axis, size=(4.4, 2.6)))
         parts.append({"title": f"Loss at equal {part.axis}", "axis": part.axis, "svg": svg, "rows": rows})
     runs = [
-        {"name": name, "state": log.state, "steps": _last(log, "step"), "tokens": _last(log, "tokens"), "time": _time(log), "loss": _loss(_now(log, "loss"))}
+        {"name": name, "state": log.state, "time": _time(log), "loss": _loss(_now(log, "loss"))}
+        | {"steps": _last(log, "step"), "tokens": _last(log, "tokens")}
         for name, log in zip(comparison.names, logs, strict=True)
     ]
     return _PAGES.get_template("compare.html").render(
@@ -97,6 +101,12 @@ def comparison_page(comparison: Comparison) -> str:
         parts=parts,
         differences=[[d.key, *(_value(v) for v in d.values)] for d in comparison.differences],
     )
+
+
+def code(text: str) -> Markup:
+    """Text with `what stands in backticks` as code; everything in it escaped."""
+    shapes = (Markup("{}"), Markup("<code>{}</code>"))
+    return Markup("").join(shapes[index % 2].format(piece) for index, piece in enumerate(text.split("`")))
 
 
 def _subtitle(log: RunLog) -> str:
@@ -132,15 +142,17 @@ def _facts(log: RunLog) -> list[dict[str, str]]:
     return [{"name": name, "value": value} for name, value in facts]
 
 
-def _loss_rows(log: RunLog) -> list[dict[str, str]]:
+def _losses(log: RunLog) -> list[dict[str, str]]:
+    """A card a loss: title, first and present value, held-out value, figure."""
     rows = []
-    for name in log.losses:
+    for name, svg in figures.losses(log).items():
         values = log.column(name)
         values = values[np.isfinite(values)]
         held_out = [number(e.get(name)) for e in log.named("evaluated") if name in e]
         first = float(values[: max(1, min(5, len(values) // 10))].mean()) if len(values) else np.nan
-        title = "all" if name == "loss" else name.removeprefix("loss_").replace("_", " ")
-        rows.append({"name": title, "first": _loss(first), "now": _loss(_now(log, name)), "held_out": _loss(held_out[-1]) if held_out else ""})
+        title = "all together" if name == "loss" else name.removeprefix("loss_").replace("_", " ")
+        row = {"title": title, "first": _loss(first), "now": _loss(_now(log, name)), "svg": Markup(svg)}
+        rows.append(row | {"held_out": _loss(held_out[-1]) if held_out else ""})
     return rows
 
 
@@ -152,18 +164,20 @@ def _figures(log: RunLog) -> list[dict[str, Any]]:
         ("lr", "Learning rate", "As the schedule gave it.", "plain", True),
     )
     made = [
-        {"title": title, "note": note, "svg": Markup(figures.over_steps(log, name, kind, zero=zero))}  # noqa: S704 - made here
+        {"title": title, "note": note, "svg": Markup(figures.over_steps(log, name, kind, zero=zero))}
         for name, title, note, kind, zero in wanted
         if np.isfinite(log.column(name)).any()
     ]
     if np.isfinite(log.column("loader_s")).any() and np.isfinite(log.column("step_s")).any():
-        made.insert(1, {"title": "Time of a step", "note": "The whole step, and the wait for data in it.", "svg": Markup(figures.step_time(log))})  # noqa: S704
+        note = "The whole step, and the wait for data in it."
+        made.insert(1, {"title": "Time of a step", "note": note, "svg": Markup(figures.step_time(log))})
     return made
 
 
 def _moments(log: RunLog) -> list[dict[str, str]]:
     start = number(log.events[0].get("t")) if log.events else np.nan
-    told = [(number(e.get("t")) - start, describe(e)) for e in log.events if e["event"] not in ("sample", "chosen", "counted", "step", "progress")]
+    elsewhere = ("sample", "chosen", "counted", "step", "progress")
+    told = [(number(e.get("t")) - start, describe(e)) for e in log.events if e["event"] not in elsewhere]
     told = [(at, text) for at, text in told if text]
     if len(told) > MOMENTS:
         half = MOMENTS // 2
@@ -172,7 +186,8 @@ def _moments(log: RunLog) -> list[dict[str, str]]:
 
 
 def _counts(counts: Any) -> list[tuple[str, str]]:
-    return [(str(k), f"{v:,}" if isinstance(v, int) else _value(v)) for k, v in counts.items()] if isinstance(counts, dict) else []
+    pairs = counts.items() if isinstance(counts, dict) else ()
+    return [(str(name), f"{value:,}" if isinstance(value, int) else _value(value)) for name, value in pairs]
 
 
 def _value(value: Any) -> str:

@@ -125,13 +125,13 @@ def read_settings(path: Path) -> list[Setting]:
 
 
 def smooth(values: Column, span: float = 20.0) -> Column:
-    """Exponential moving average over about `span` entries; NaN entries pass the last average on."""
+    """Moving average over about `span` entries (fewer at the start, where a loss falls steeply); NaN entries pass the last average on."""
     out = np.empty_like(values)
-    average, keep, weight = np.nan, np.exp(-1.0 / max(span, 1e-9)), 0.0
+    average, seen = np.nan, 0
     for index, value in enumerate(values):
         if np.isfinite(value):
-            weight = keep * weight + (1 - keep)
-            average = value if np.isnan(average) else average + (value - average) * (1 - keep) / weight
+            seen += 1
+            average = value if seen == 1 else average + (value - average) / min(span, 1 + seen / 4)
         out[index] = average
     return out
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +57,8 @@ def view(log: RunLog, now: float, width: int = 60) -> RenderableType:
         now: seconds since the epoch, for the age of the last event.
         width: characters of the loss line.
     """
-    head = Text.assemble((log.name, "bold"), "  ", (log.state, STYLES.get(log.state, "")), (f"  {log.kind}", "dim"), (_age(log, now), "dim"))
+    state = (log.state, STYLES.get(log.state, ""))
+    head = Text.assemble((log.name, "bold"), "  ", state, (f"  {log.kind}{_age(log, now)}", "dim"))
     parts: list[RenderableType] = [head, Text(_pace(log), style="bold")]
     if log.losses:
         parts.append(_losses(log, width))
@@ -74,7 +76,7 @@ def sparkline(values: Column, width: int = 60) -> str:
     if not np.isfinite(values).any() or width < 1:
         return ""
     edges = np.linspace(0, len(values), min(width, len(values)) + 1).astype(int)
-    pieces = [values[a:b][np.isfinite(values[a:b])] for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    pieces = [values[start:end][np.isfinite(values[start:end])] for start, end in pairwise(edges)]
     means = np.array([piece.mean() if len(piece) else np.nan for piece in pieces])
     low, high = np.nanmin(means), np.nanmax(means)
     scaled = 1 + np.round((len(BARS) - 2) * (means - low) / (high - low if high > low else 1.0))
