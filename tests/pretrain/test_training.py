@@ -46,18 +46,18 @@ def test_the_average_is_what_is_evaluated_and_training_goes_on_without_it(tmp_pa
     training = small_training(tmp_path, {"schedule": {"average_share": 0.5}})
     assert training.train()
     own = {name: p.detach().clone() for name, p in training.parameters.items()}
-    assert training.average and any(not torch.equal(own[n], a) for n, a in training.average.items())
-    with training.final_weights():
-        assert all(torch.equal(training.average[n], own[n]) for n in own), "they have changed places"
+    assert training.average.tensors and any(not torch.equal(own[n], a) for n, a in training.average.tensors.items())
+    with training.average.in_place():
+        assert all(torch.equal(training.average.tensors[n], own[n]) for n in own), "they have changed places"
         inside = {name: p.detach().clone() for name, p in training.parameters.items()}
     assert all(torch.equal(p, own[n]) for n, p in training.parameters.items())
-    assert all(torch.equal(a, inside[n]) for n, a in training.average.items())
+    assert all(torch.equal(a, inside[n]) for n, a in training.average.tensors.items())
 
 
 def test_without_an_average_share_there_is_none(tmp_path):
     training = small_training(tmp_path, {"schedule": {"average_share": 0.0}})
     assert training.train()
-    assert not training.average
+    assert not training.average.tensors
 
 
 def test_samples_are_told(tmp_path):

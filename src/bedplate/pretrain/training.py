@@ -1,12 +1,7 @@
-"""Pre-training from a corpus to a model folder: resolve -> start or resume -> steps -> evaluate, sample, save -> finish.
+"""A run in memory: take steps, judge them, evaluate, sample, save, continue.
 
-    RUN/run.toml, events.jsonl      as every run
-    RUN/resolved.json               the settings with every "auto" resolved: decided once, kept for every resume
-    RUN/checkpoints/                whole states (checkpoint.py)
-    RUN/model/                      the result
-
-Nothing here is random and nothing depends on the clock but when checkpoints are written, so a killed and resumed run ends with the
-weights of an uninterrupted one.
+Nothing here is random, and nothing depends on the clock but when checkpoints are written; so a killed and resumed run ends with the weights
+of an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -23,12 +18,13 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bedplate.core.errors import BedplateError, IntegrityError, StateError
 from bedplate.core.events import read_events
 from bedplate.core.run import Run
 from bedplate.modality.sequence import Batch
+from bedplate.pretrain.average import WeightAverage
 from bedplate.pretrain.checkpoint import FOLDER, CheckpointWriter, Progress, State, newest
 from bedplate.pretrain.evaluate import Evaluation, evaluate
 from bedplate.pretrain.health import Finding, find_exhausted, find_nan, find_spike, find_stall
@@ -72,12 +68,11 @@ class Training:
     about: Mapping[str, Any] = field(default_factory=dict)
     """Facts for the checkpoints' manifests."""
     progress: Progress = field(default_factory=Progress)
-    average: dict[str, Tensor] = field(default_factory=dict)
-    """Averaged weights by name; empty before the last part of the run."""
 
     def __post_init__(self) -> None:
         self.writer = CheckpointWriter(self.run.folder / FOLDER, self.settings.checkpoint, self.about)
         self.parameters = dict(self.model.named_parameters())
+        self.average = WeightAverage(self.parameters)
         self._saved_at = time.monotonic()
         self._saved_step = -1
         self._reader = ThreadPoolExecutor(1, "loader")
@@ -147,7 +142,7 @@ class Training:
             self.stepper.drop()
         else:
             self.stepper.apply(lr_factor, schedule.momentum(step))
-        self.take_average(schedule.average_weight(step))
+        self.average.take(schedule.average_weight(step))
         self.remember(result, skipped, time.monotonic() - began)
         step_s = time.monotonic() - began
         positions = rows.rows * rows.context
@@ -207,7 +202,7 @@ class Training:
             losses = {f"loss_{name}": value for name, value in told.losses.items()}
             self.run.events.emit("evaluated", step=step, loss=told.loss, **losses, **bits)
         if self.sampler is not None and is_due(step, settings.sample.every_steps, self.schedule.steps):
-            with self.final_weights():
+            with self.average.in_place():
                 for fields in self.sampler(self.model, step, self.run.folder / "samples"):
                     self.run.events.emit("sample", **{"step": step, **fields})
 
@@ -228,21 +223,8 @@ class Training:
 
     def evaluate(self) -> Evaluation:
         """Losses on the validation rows of the weights that would be the final ones."""
-        with self.final_weights():
+        with self.average.in_place():
             return evaluate(self.model, self.validation, self.token_bytes, self.stepper.device, self.stepper.dtype)
-
-    def final_weights(self) -> SwappedWeights:
-        """A context in which the model has the averaged weights, where there are any."""
-        return SwappedWeights(self.parameters, self.average)
-
-    def take_average(self, weight: float) -> None:
-        """Move the averaged weights towards the present ones by `weight`."""
-        if weight == 0:
-            return
-        if not self.average:
-            self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
-        else:
-            torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in self.parameters.values()], weight)
 
     def remember(self, result: StepLosses, skipped: bool, step_s: float) -> None:
         """Count the step and keep what the health checks will compare with."""
@@ -293,7 +275,7 @@ class Training:
     def save(self) -> None:
         """Start writing a checkpoint of this moment."""
         optimiser = self.stepper.optimiser.state()
-        self.writer.save(State(self.progress, dict(self.model.state_dict()), optimiser, self.average))
+        self.writer.save(State(self.progress, dict(self.model.state_dict()), optimiser, self.average.tensors))
         self._saved_at, self._saved_step = time.monotonic(), self.progress.step
 
     def load(self, state: State) -> None:
@@ -304,8 +286,7 @@ class Training:
             hint = "resume with the settings the run was started with"
             raise IntegrityError("the checkpoint's weights do not fit the model", hint) from error
         self.stepper.optimiser.load(state.optimiser)
-        device = self.stepper.device
-        self.average = {name: state.average[name].to(device) for name in self.parameters if name in state.average}
+        self.average.load(state.average)
         self.progress = state.progress
 
     def tell_saves(self) -> None:
@@ -314,27 +295,6 @@ class Training:
             path = saved.path.relative_to(self.run.folder).as_posix()
             times = {"seconds": round(saved.seconds, 3), "stall_s": round(saved.stall_s, 4)}
             self.run.events.emit("checkpoint_saved", step=saved.step, path=path, **times)
-
-
-@dataclass
-class SwappedWeights:
-    """Puts other weights into a model for a while."""
-
-    parameters: Mapping[str, nn.Parameter]
-    others: Mapping[str, Tensor]
-
-    def __enter__(self) -> None:
-        self._swap()
-
-    def __exit__(self, *_: object) -> None:
-        self._swap()
-
-    def _swap(self) -> None:
-        for name, other in self.others.items():
-            parameter = self.parameters[name]
-            kept = parameter.detach().clone()
-            parameter.data.copy_(other)
-            other.copy_(kept)
 
 
 def is_due(step: int, every_steps: Any, steps: int) -> bool:
