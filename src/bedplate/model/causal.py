@@ -54,7 +54,7 @@ class _BlockCausal(torch.autograd.Function):
         return result
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         queries, keys, values, result, *kept = context.saved_tensors
         rows, heads, positions, width = queries.shape
         key_heads = keys.shape[1]
