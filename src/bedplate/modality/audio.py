@@ -42,6 +42,16 @@ def decode_pieces(data: bytes, spec: AudioSpec) -> list[LogMel]:
     return [log_mel(part, spec) for part in kept]
 
 
+def rate_and_length(data: bytes) -> tuple[int, float]:
+    """(sample rate, seconds) of a sound."""
+    try:
+        with soundfile.SoundFile(io.BytesIO(data)) as sound:
+            return int(sound.samplerate), sound.frames / sound.samplerate
+    except (soundfile.SoundFileError, RuntimeError, ValueError, TypeError, ZeroDivisionError):
+        samples, rate = _with_av(data)
+        return rate, len(samples) / max(rate, 1)
+
+
 def read_waveform(data: bytes, sample_rate: int) -> Float[np.ndarray, "n"]:
     """Mono samples in -1..1 at `sample_rate`."""
     try:
@@ -90,13 +100,15 @@ def resample(samples: Float[np.ndarray, "n"], rate: int, wanted: int) -> Float[n
     frame.sample_rate = rate
     resampler = av.AudioResampler(format="flt", layout="mono", rate=wanted)
     parts = [part.to_ndarray().reshape(-1) for part in [*resampler.resample(frame), *resampler.resample(None)]]
-    return np.concatenate(parts).astype(np.float32)
+    result: np.ndarray = np.concatenate(parts).astype(np.float32)
+    return result
 
 
 def log_mel(samples: Float[np.ndarray, "n"], spec: AudioSpec) -> LogMel:
     """Natural logarithm of mel energies, one frame a hop; float16 is exact enough (steps of 0.01 at most)."""
     magnitudes = np.abs(_stft(samples, spec))
-    return np.log(np.maximum(magnitudes @ _mel(spec), LOG_FLOOR)).astype(np.float16)
+    frames: np.ndarray = np.log(np.maximum(magnitudes @ _mel(spec), LOG_FLOOR)).astype(np.float16)
+    return frames
 
 
 def to_waveform(frames: LogMel, spec: AudioSpec, iterations: int = 48, seed: int = 0) -> Float[np.ndarray, "n"]:
@@ -178,7 +190,8 @@ def _istft(spectra: np.ndarray, spec: AudioSpec) -> np.ndarray:
     for number, piece in enumerate(pieces):
         samples[number * hop : number * hop + window] += piece
         weight[number * hop : number * hop + window] += square
-    return (samples / np.maximum(weight, 1e-3))[window // 2 : length - window // 2]
+    result: np.ndarray = (samples / np.maximum(weight, 1e-3))[window // 2 : length - window // 2]
+    return result
 
 
 @functools.lru_cache(maxsize=8)
@@ -195,4 +208,5 @@ def _mel(spec: AudioSpec) -> Float[np.ndarray, "bins m"]:
     nearest = np.abs(frequencies[:, None] - edges[1:-1]).argmin(0)
     empty = triangles.sum(0) == 0
     triangles[nearest[empty], np.flatnonzero(empty)] = 1
-    return (triangles / triangles.sum(0)).astype(np.float32)
+    weights: np.ndarray = (triangles / triangles.sum(0)).astype(np.float32)
+    return weights

@@ -35,7 +35,7 @@ def open_picture(data: bytes) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            picture = Image.open(io.BytesIO(data))
+            picture: Image.Image = Image.open(io.BytesIO(data))
             if picture.width * picture.height > MOST_PIXELS:
                 raise DataError(f"the picture claims {picture.width} x {picture.height} pixels", f"at most {MOST_PIXELS:,} are read")
             picture = ImageOps.exif_transpose(picture)

@@ -30,9 +30,9 @@ HANDLERS: dict[ContinuousSense, Handler] = {
 def unit_count(sense: ContinuousSense, shape: tuple[int, ...], spec: Any) -> int:
     """Units that a value of `shape` gives, without looking at it."""
     if sense == "image":
-        return (shape[0] // spec.patch) * (shape[1] // spec.patch)
+        return int((shape[0] // spec.patch) * (shape[1] // spec.patch))
     if sense == "audio":
-        return -(-shape[0] // spec.frames)
+        return int(-(-shape[0] // spec.frames))
     if sense == "video":
-        return -(-shape[0] // spec.frames) * (shape[1] // spec.patch) * (shape[2] // spec.patch)
-    return -(-shape[0] // spec.points)
+        return int(-(-shape[0] // spec.frames) * (shape[1] // spec.patch) * (shape[2] // spec.patch))
+    return int(-(-shape[0] // spec.points))
