@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ VOCABULARY = 32
 @dataclass
 class Sums:
     sums: dict[str, Tensor]
+    weights: dict[str, float] = field(default_factory=lambda: {"text": 1.0})
 
 
 class Block(nn.Module):
@@ -47,6 +48,9 @@ class SmallModel(nn.Module):
         self.layers = nn.ModuleList(Block(width) for _ in range(2))
         self.head = nn.Linear(width, VOCABULARY, bias=False)
 
+    def loss_names(self) -> list[str]:
+        return ["text"]
+
     def losses(self, batch: Batch, generator: torch.Generator) -> Sums:
         x = self.embed_tokens(batch.tokens)
         x = x + torch.nn.functional.pad(x, (0, 0, 1, 0))[:, :-1]
@@ -68,6 +72,9 @@ class SmallRows:
     def row(self, number: int, context: int) -> np.ndarray:
         rng = np.random.default_rng([7, number])
         return (rng.integers(VOCABULARY) + np.cumsum(1 + (rng.random(context) < 0.1))) % VOCABULARY
+
+    def batches(self, first_row: int, rows: int, context: int, most_rows: int) -> list[Batch]:
+        return [self.batch(first_row + start, min(most_rows, rows - start), context) for start in range(0, rows, most_rows)]
 
     def batch(self, first_row: int, rows: int, context: int) -> Batch:
         self.asked.append((first_row, rows, context))

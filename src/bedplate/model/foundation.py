@@ -106,6 +106,10 @@ class FoundationModel(nn.Module):
             weights |= {f"{sense}_flow": 1.0, f"{sense}_regression": REGRESSION_WEIGHT, f"{sense}_end": 1.0}
         return LossSums(sums, weights)
 
+    def loss_names(self) -> list[str]:
+        """Every name that `losses` can give."""
+        return ["text", *(f"{sense}_{kind}" for sense in self.config.senses.present() for kind in ("flow", "regression", "end"))]
+
     def embed(self, batch: Batch, generator: torch.Generator | None = None) -> Float[Tensor, "b t d"]:
         """Positions as vectors. With a generator, units of some rows come in noisy (see DRIFT_SHARE)."""
         x: Tensor = self.model.embed_tokens(batch.tokens)

@@ -14,7 +14,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from bedplate.modality.sequence import Batch
-from bedplate.pretrain.step import autocast, count_targets, generator_seed, sense_of
+from bedplate.pretrain.step import autocast, count_targets, divisor, generator_seed, sense_of
 
 EVALUATION_SEED = 20_000_003
 """The noise of evaluations: always the same, so that their differences are the model's."""
@@ -27,11 +27,8 @@ class Evaluation(NamedTuple):
     """Mean per loss."""
     bits_per_byte: float | None
     """Bits that a byte of text costs; None where there is no text. Comparable across tokenizers."""
-
-    @property
-    def loss(self) -> float:
-        """The sum of all losses, as in training."""
-        return sum(self.losses.values())
+    loss: float
+    """What training minimises, on these rows."""
 
 
 @torch.no_grad()
@@ -49,6 +46,7 @@ def evaluate(
     """
     sums: dict[str, Tensor] = {}
     counts: Counter[str] = Counter()
+    weights: dict[str, float] = {}
     text_bytes = 0
     was_training = model.training
     model.eval()
@@ -60,9 +58,11 @@ def evaluate(
         generator = torch.Generator(device).manual_seed(generator_seed(EVALUATION_SEED, number, 0, 0))
         with autocast(device, dtype):
             part = model.losses(batch.to_torch(str(device)), generator)  # type: ignore[operator]
+        weights |= part.weights
         for name, value in part.sums.items():
             sums[name] = sums.get(name, 0) + value.detach().double()
     model.train(was_training)
     losses = {name: float(value) / counts[sense_of(name)] for name, value in sums.items() if counts[sense_of(name)]}
     bits = float(sums["text"]) / math.log(2) / text_bytes if text_bytes else None
-    return Evaluation(losses, bits)
+    loss = sum(float(value) * weights[name] / divisor(name, counts) for name, value in sums.items())
+    return Evaluation(losses, bits, loss)

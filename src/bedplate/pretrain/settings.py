@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bedplate.core.errors import ConfigError
+from bedplate.data.loader import LoaderSettings
+from bedplate.data.packing import PackingSettings
 from bedplate.pretrain.checkpoint import CheckpointSettings
 from bedplate.pretrain.health import HealthSettings
 from bedplate.pretrain.optim import OptimSettings
@@ -37,6 +39,14 @@ class DataSettings:
 
     corpus: Path = Path("corpus")
     """The corpus folder."""
+    mixture: Mapping[str, float] = field(default_factory=dict)
+    """Weight of each component, such as {text = 2, image = 1}; components left out are not read. Empty: by the square root of their size."""
+    packing: PackingSettings = field(default_factory=PackingSettings)
+    """How documents become positions and targets."""
+
+    def loader(self, seed: int) -> LoaderSettings:
+        """What the loader is told; the run's seed decides the order."""
+        return LoaderSettings(self.mixture, self.packing, seed)
 
 
 @dataclass(frozen=True)
@@ -59,6 +69,8 @@ class RunSettings:
     """cpu, cuda or cuda:1. auto: a GPU when there is one."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the products in the network; weights and their updates stay float32. auto: bfloat16 on a GPU, float32 on a processor."""
+    price_per_hour: float = 0.0
+    """What an hour of this machine costs, for a budget in money such as "$50"."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Whether torch.compile fuses the trunk. auto: when the run is long enough to repay the compilation."""
 

@@ -28,6 +28,11 @@ class LossSums(Protocol):
         """Loss name -> sum over its targets. A name starts with the sense it belongs to."""
         ...
 
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """Loss name -> its factor in what is minimised."""
+        ...
+
 
 class Model(Protocol):
     """What the step needs of a model."""
@@ -36,15 +41,19 @@ class Model(Protocol):
         """The loss sums of a batch; all noise comes from the generator."""
         ...
 
+    def loss_names(self) -> list[str]:
+        """Every loss there can be."""
+        ...
+
 
 @dataclass(frozen=True)
 class StepLosses:
     """What one step's gradients were made of."""
 
     loss: float
-    """What is minimised: the sum of all mean losses."""
+    """What is minimised: the weighted sum of the losses, tokens as one mean and the units of all senses as another."""
     losses: Mapping[str, float]
-    """Mean per loss."""
+    """Mean of each loss over its own sense's targets."""
     gradient_norm: float
     """Joint norm of all gradients before clipping."""
 
@@ -82,8 +91,8 @@ class Stepper:
     rank: int = 0
     sum_counts: Callable[[Counter[str]], Counter[str]] = lambda counts: counts
     """Adds the counts of all processes."""
-    sum_gradients: Callable[[Sequence[Tensor]], None] | None = None
-    """Adds the gradients of all processes, in place."""
+    sum_tensors: Callable[[Sequence[Tensor]], None] | None = None
+    """Adds tensors of all processes, in place; None where there is one process."""
 
     def gradients(self, step: int, batches: Sequence[Batch]) -> StepLosses:
         """Leave the clipped gradients of a step in the parameters.
@@ -99,18 +108,32 @@ class Stepper:
             generator = torch.Generator(self.device).manual_seed(generator_seed(self.seed, step, self.rank, micro))
             with autocast(self.device, self.dtype):
                 part = self.model.losses(batch.to_torch(str(self.device)), generator)
-            weighted = {name: value / max(counts[sense_of(name)], 1) for name, value in part.sums.items()}
-            total = torch.stack(list(weighted.values())).sum()
+            shares = [value * (part.weights[name] / divisor(name, counts)) for name, value in part.sums.items()]
+            total = torch.stack(shares).sum()
             torch.autograd.backward(total)
-            for name, value in weighted.items():
+            for name, value in {**part.sums, "": total}.items():
                 sums[name] = sums.get(name, 0) + value.detach()
-        if self.sum_gradients is not None:
-            self.sum_gradients([p.grad for p in self.optimiser.parameters if p.grad is not None])
+        names = sorted(sums)
+        if self.sum_tensors is not None:
+            names = self.agree(sums, counts)
         norm = self.optimiser.clip()
-        names = list(sums)
         values = torch.stack([*(sums[name].float() for name in names), norm.float()]).tolist()  # the step's one wait for a GPU
-        losses = dict(zip(names, values))
-        return StepLosses(loss=sum(losses.values()), losses=losses, gradient_norm=values[-1])
+        losses = {name: value / max(counts[sense_of(name)], 1) for name, value in zip(names, values) if name}
+        return StepLosses(loss=values[names.index("")], losses=losses, gradient_norm=values[-1])
+
+    def agree(self, sums: dict[str, Tensor], counts: Counter[str]) -> list[str]:
+        """Add the gradients and losses of all processes. One that saw nothing of a sense contributes zeros; all name losses in the same order."""
+        assert self.sum_tensors is not None
+        senses = {sense for sense, count in counts.items() if count}
+        names = ["", *sorted(n for n in self.model.loss_names() if sense_of(n) in senses or n == "text")]
+        for name in names:
+            sums.setdefault(name, torch.zeros((), device=self.device))
+        for parameter in self.optimiser.parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        self.sum_tensors([p.grad for p in self.optimiser.parameters if p.grad is not None])
+        self.sum_tensors([sums[name] for name in names])
+        return names
 
     def apply(self, lr_factor: float, momentum: float) -> None:
         """Move the weights along the gradients that are there."""
@@ -119,6 +142,13 @@ class Stepper:
     def drop(self) -> None:
         """Forget the gradients that are there."""
         self.optimiser.zero_grad()
+
+
+def divisor(loss: str, counts: Mapping[str, int]) -> int:
+    """What a loss is divided by in the objective: all tokens, or all units of whatever sense, so that the mixture alone sets the balance."""
+    if sense_of(loss) == "text":
+        return max(counts["text"], 1)
+    return max(sum(count for sense, count in counts.items() if sense != "text"), 1)
 
 
 def sense_of(loss: str) -> str:

@@ -29,6 +29,7 @@ from bedplate.pretrain.checkpoint import FOLDER, CheckpointWriter, Progress, Sta
 from bedplate.pretrain.evaluate import Evaluation, evaluate
 from bedplate.pretrain.health import Finding, find_exhausted, find_nan, find_spike, find_stall
 from bedplate.pretrain.interrupt import StopSignal
+from bedplate.pretrain.parallel import Parallel
 from bedplate.pretrain.schedule import Schedule, StepRows
 from bedplate.pretrain.settings import PretrainSettings
 from bedplate.pretrain.step import StepLosses, Stepper
@@ -40,8 +41,8 @@ START_STEPS = 20
 class Rows(Protocol):
     """What the loop needs of a loader."""
 
-    def batch(self, first_row: int, rows: int, context: int) -> Batch:
-        """Rows of packed sequences; a pure function of its arguments."""
+    def batches(self, first_row: int, rows: int, context: int, most_rows: int) -> list[Batch]:
+        """Rows of packed sequences in batches of at most `most_rows`; a pure function of its arguments."""
         ...
 
 
@@ -65,6 +66,7 @@ class Training:
     epochs: Callable[[int], float]
     """Positions read -> how often the most repeated component was read."""
     sampler: Sampler | None = None
+    parallel: Parallel = field(default_factory=Parallel)
     about: Mapping[str, Any] = field(default_factory=dict)
     """Facts for the checkpoints' manifests."""
     progress: Progress = field(default_factory=Progress)
@@ -177,8 +179,8 @@ class Training:
         """Rows cut into portions of equal positions: as many as `run.rows_per_micro` rows of the full context hold."""
         assert not isinstance(self.settings.run.rows_per_micro, str)
         portion = max(1, self.settings.run.rows_per_micro * self.schedule.context // rows.context)
-        starts = range(0, rows.rows, portion)
-        return [self.loader.batch(rows.first_row + start, min(portion, rows.rows - start), rows.context) for start in starts]
+        first, last = (rows.first_row + rows.rows * part // self.parallel.world for part in (self.parallel.rank, self.parallel.rank + 1))
+        return self.loader.batches(first, last - first, rows.context, portion)
 
     def judge(self, result: StepLosses) -> Finding | None:
         """The most pressing problem that this step's gradients have."""

@@ -1,0 +1,199 @@
+"""One dial: from a size or a budget to every other number of a run, each with the reason for it. Pure but for one measurement of speed.
+
+What may be spent is compute C (FLOPs). Size: the preset nearest to N = sqrt(C / 120), which spends it as 6 N D with D = 20 N positions.
+Batch: B = 0.58 D^0.571 positions (Step Law, arXiv 2503.04715), at least what keeps the optimiser's own cost small.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+
+from bedplate.core.errors import ConfigError
+from bedplate.core.units import format_count, format_seconds, parse_count, parse_seconds
+from bedplate.data.corpus import Corpus
+from bedplate.data.loader import STREAMS, Loader
+from bedplate.model.arithmetic import flops_per_token
+from bedplate.model.config import PRESETS, ModelConfig, preset
+from bedplate.pretrain.measure import Speed, measure
+from bedplate.pretrain.settings import PretrainSettings
+
+LEAST_BATCH = 2048
+MICRO_POSITIONS = {"cpu": 8192, "cuda": 65_536}
+OVERHEAD_SHARE = 0.06
+"""Of a time budget: evaluation, saving, start-up."""
+COMPILE_REPAYS_S = {"cpu": 600.0, "cuda": 180.0}
+"""Runs longer than this repay torch.compile's minute (measured at micro size: docs/journal.md)."""
+
+
+class Choice(NamedTuple):
+    """An "auto" that was resolved."""
+
+    what: str
+    value: Any
+    reason: str
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What may be spent; one of the fields is set."""
+
+    seconds: float = 0.0
+    flops: float = 0.0
+    positions: float = 0.0
+    epochs: float = 0.0
+
+
+@dataclass(frozen=True)
+class Derived:
+    """Settings without "auto", and why each is what it is."""
+
+    settings: PretrainSettings
+    choices: tuple[Choice, ...]
+    config: ModelConfig
+    speed: Speed | None = None
+
+
+def parse_budget(text: str, price_per_hour: float = 0.0) -> Budget:
+    """"20m", "2h" | "1e19 FLOPs" | "5 epochs" | "2B tokens" | "$50".
+
+    Raises:
+        ConfigError: it is none of these, or money without a price.
+    """
+    if found := re.fullmatch(r"\s*([0-9.e+]+)\s*flops?\s*", text, re.IGNORECASE):
+        return Budget(flops=float(found[1]))
+    if found := re.fullmatch(r"\s*([0-9.]+)\s*epochs?\s*", text, re.IGNORECASE):
+        return Budget(epochs=float(found[1]))
+    if found := re.fullmatch(r"\s*([0-9.e]+\s*[kmbt]?)\s*(?:tokens|positions)\s*", text, re.IGNORECASE):
+        return Budget(positions=parse_count(found[1]))
+    if found := re.fullmatch(r"\s*\$\s*([0-9.]+)\s*", text):
+        if price_per_hour <= 0:
+            raise ConfigError(f"a budget of {text} needs the price of an hour", "set run.price_per_hour=2.5, say")
+        return Budget(seconds=3600 * float(found[1]) / price_per_hour)
+    try:
+        return Budget(seconds=parse_seconds(text))
+    except ConfigError as error:
+        raise ConfigError(f"run.budget = {text!r} is no budget", 'such as "20m", "2h", "1e19 FLOPs", "5 epochs", "2B tokens" or "$50"') from error
+
+
+def derive(settings: PretrainSettings, corpus: Corpus, measurer: Callable[..., Speed] = measure, measure_s: float = 3.0) -> Derived:
+    """Every "auto" of the settings resolved.
+
+    Args:
+        settings: as asked for.
+        corpus: what is learned from.
+        measurer: takes the place of `measure` in tests.
+        measure_s: seconds of measurement, where the budget is one of time.
+    """
+    choices: list[Choice] = []
+
+    def chosen(asked: Any, what: str, value: Any, reason: str) -> Any:
+        if asked != "auto":
+            return asked
+        choices.append(Choice(what, value, reason))
+        return value
+
+    run = settings.run
+    cuda = torch.cuda.is_available()
+    device = chosen(run.device, "run.device", "cuda" if cuda else "cpu", "a GPU is here" if cuda else "there is no GPU")
+    kind = device.partition(":")[0]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = chosen(run.threads, "run.threads", cores, "all cores this process may use")
+    precision = chosen(run.precision, "run.precision", "bfloat16" if kind == "cuda" else "float32", f"what a {kind} multiplies fastest without loss of quality")
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+
+    loader = Loader(corpus, settings.data.loader(run.seed))
+    unit_share = 1 - sum(share for c, share in loader.mixture.shares.items() if c in STREAMS)
+    budget = parse_budget(run.budget, run.price_per_hour)
+    available = sum(loader.positions[c] for c in loader.mixture.components)
+
+    def config_of(size: str) -> ModelConfig:
+        return preset(size, corpus.vocabulary, corpus.specs, corpus.special_ids, settings.model.overrides)
+
+    def speed_of(size: str, context: int) -> Speed:
+        rows = max(1, min(MICRO_POSITIONS[kind], 4096 if kind == "cpu" else 1 << 20) // context)
+        return measurer(
+            config_of(size), settings.optim, rows=rows, context=context, unit_share=unit_share, seconds=measure_s, device=device, dtype=dtype, threads=threads
+        )
+
+    size = settings.model.size
+    if size == "auto":
+        size, why = _size(budget, available, config_of, speed_of, PRESETS, run.steps == "auto")
+        choices.append(Choice("model.size", size, why))
+    config = config_of(size)
+    context: int = chosen(settings.model.context, "model.context", PRESETS[size].context, f"usual for {size}")
+
+    speed = None
+    steps: Any = run.steps
+    if steps == "auto":
+        if budget.seconds:
+            speed = speed_of(size, context)
+            positions = speed.positions_per_s * budget.seconds * (1 - OVERHEAD_SHARE)
+            why = f"{format_count(speed.positions_per_s)} positions/s here for {format_seconds(budget.seconds)}, {OVERHEAD_SHARE:.0%} kept for the rest"
+        elif budget.flops:
+            positions = budget.flops / flops_per_token(config, context)
+            why = f"{budget.flops:.3g} FLOPs at {format_count(flops_per_token(config, context))} a position"
+        elif budget.epochs:
+            positions = budget.epochs * available
+            why = f"{budget.epochs:g} epochs of {format_count(available)} positions"
+        else:
+            positions, why = budget.positions, f"{format_count(budget.positions)} positions"
+    else:
+        positions, why = float(steps * LEAST_BATCH), ""
+    batch = max(LEAST_BATCH, 0.58 * positions**0.571)
+    of_batch = f"{format_count(batch)} positions a step: 0.58 D^0.571, at least {LEAST_BATCH}"
+    rows: int = chosen(run.rows_per_step, "run.rows_per_step", max(1, round(batch / context)), of_batch)
+    if steps == "auto":
+        steps = max(20, int(positions / (rows * context)))
+        choices.append(Choice("run.steps", steps, why))
+    fits = max(1, min(rows, MICRO_POSITIONS[kind] // context))
+    micro = chosen(
+        run.rows_per_micro, "run.rows_per_micro", fits, f"at most {MICRO_POSITIONS[kind]} positions in memory at once"
+    )
+    seconds = steps * rows * context / speed.positions_per_s if speed else budget.seconds
+    worth = seconds > COMPILE_REPAYS_S[kind]
+    length = f"the run takes {format_seconds(seconds)}" if seconds else "its length is not known"
+    compile_ = chosen(run.compile, "run.compile", "on" if worth else "off", length)
+    evaluate = chosen(settings.evaluate.every_steps, "evaluate.every_steps", max(1, steps // 10), "ten times in the run")
+    sample = chosen(settings.sample.every_steps, "sample.every_steps", max(1, steps // 4), "four times in the run")
+    resolved = replace(
+        settings,
+        model=replace(settings.model, size=size, context=context),
+        run=replace(
+            run, steps=steps, rows_per_step=rows, rows_per_micro=micro, threads=threads, device=device, precision=precision, compile=compile_
+        ),
+        evaluate=replace(settings.evaluate, every_steps=evaluate),
+        sample=replace(settings.sample, every_steps=sample),
+    )
+    return Derived(resolved, tuple(choices), config, speed)
+
+
+def _size(
+    budget: Budget,
+    available: float,
+    config_of: Callable[[str], ModelConfig],
+    speed_of: Callable[[str, int], Speed],
+    sizes: Any,
+    by_budget: bool,
+) -> tuple[str, str]:
+    """The preset nearest to the best size for the compute, and why."""
+    if not by_budget:
+        return "nano", "the smallest, as steps are given and no budget decides"
+    if budget.seconds:
+        probe = speed_of("nano", PRESETS["nano"].context)
+        flops = budget.seconds * probe.positions_per_s * flops_per_token(config_of("nano"), PRESETS["nano"].context)
+        told = f"{format_seconds(budget.seconds)} on this machine pay for {flops:.2g} FLOPs"
+    elif budget.flops:
+        flops, told = budget.flops, f"{budget.flops:.2g} FLOPs"
+    else:
+        positions = budget.positions or budget.epochs * available
+        flops, told = 6 * positions * positions / 20, f"{format_count(positions)} positions"
+    best = math.sqrt(flops / 120)
+    size = min(sizes, key=lambda name: abs(math.log(flops_per_token(config_of(name), 1) / 6 / best)))
+    return size, f"{told}, best spent on about {format_count(best)} parameters"
