@@ -63,7 +63,8 @@ def all_tables() -> str:
     parts = [
         "# Benchmarks",
         "",
-        "Made from `benchmarks/results/` by `make docs`; do not edit. Ratios against a peer are measured interleaved in one run. Median, then lowest and highest in brackets.",
+        "Made from `benchmarks/results/` by `make docs`; do not edit. Ratios against a peer are measured interleaved in one run.",
+        "Median, then lowest and highest in brackets.",
     ]
     for path in sorted(RESULTS.glob("*.jsonl")):
         found = records(path.stem)
