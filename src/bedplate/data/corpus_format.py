@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from bedplate.core.errors import DataError
+from bedplate.modality.senses import unit_count
 from bedplate.modality.specs import Sense, SenseSpecs
 
 Split = Literal["train", "validation"]
@@ -82,14 +82,7 @@ def units_of(sense: Sense, shape: Sequence[int], specs: SenseSpecs) -> int:
     spec = getattr(specs, sense)
     if spec is None:
         raise DataError(f"there is no spec for {sense}", f"give a SenseSpecs with {sense}=...")
-    if sense == "image":
-        patches: int = (shape[0] // spec.patch) * (shape[1] // spec.patch)
-        return patches
-    if sense == "video":
-        tubelets: int = math.ceil(shape[0] / spec.frames) * (shape[1] // spec.patch) * (shape[2] // spec.patch)
-        return tubelets
-    length: int = spec.frames if sense == "audio" else spec.points
-    return math.ceil(shape[0] / length)
+    return unit_count(sense, tuple(shape), spec)
 
 
 def positions_of(segments: Sequence[StoredSegment], specs: SenseSpecs) -> int:

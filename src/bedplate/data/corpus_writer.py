@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from bedplate.core import artifact
@@ -179,6 +180,23 @@ class CorpusWriter:
                 table = pa.ipc.open_file(source).read_all()
                 yield from zip(table["document"].to_pylist(), table["state"].to_pylist())
 
+    def flush(self) -> None:
+        """Commit what was added since the last commit, if anything."""
+        if self._rows or self._dropped or self._shards:
+            self.commit(self.chunks_done, self.state)
+
+    def texts(self) -> Iterator[tuple[int, np.ndarray]]:
+        """(document, token ids) of every committed text segment, shard by shard."""
+        text = SENSES.index("text")
+        for path in sorted((self.folder / "shards").glob("*.arrow")):
+            with pa.memory_map(str(path)) as source:
+                reader = pa.ipc.open_file(source)
+                for index in range(reader.num_record_batches):
+                    batch = reader.get_batch(index)
+                    for document, sense, data in zip(batch["document"].to_pylist(), batch["sense"].to_pylist(), batch["data"]):
+                        if sense == text:
+                            yield document, np.frombuffer(data.as_buffer(), self._dtypes["text"])
+
     def seal(
         self, *, settings: Mapping[str, Any] | None = None, about: Mapping[str, Any] | None = None, parents: Mapping[str, str] | None = None
     ) -> artifact.Manifest:
@@ -194,8 +212,7 @@ class CorpusWriter:
         if self.documents == 0:
             reasons = sorted({row["reason"] for row in self._dropped})
             raise DataError("no document was kept", f"everything was dropped: {', '.join(reasons)}" if reasons else "the sources hold nothing readable")
-        if self._rows or self._dropped or self._shards:
-            self.commit(self.chunks_done, self.state)
+        self.flush()
         held_out = self._held_out()
         components: dict[str, dict[str, dict[str, int]]] = {}
         with atomic_writer(self.folder / "documents.arrow") as handle, pa.ipc.new_file(handle, DOCUMENTS) as out:

@@ -1,0 +1,165 @@
+"""The tokenizer: byte-level BPE trained on a sample of the corpus, or taken from a model; and a fast encoder that gives the same ids.
+
+Raw text never becomes a special token: a file that contains the letters `<|endoftext|>` teaches those letters. Only the builder's own MASK
+becomes `<|mask|>`.
+
+    tokenizer = train(texts, vocabulary=4096)
+    encoder = Encoder(tokenizer.to_str())
+    ids = encoder.encode("any text")            # np.ndarray of uint16 or uint32
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bedplate.core.errors import ConfigError, DataError
+from bedplate.data.corpus_format import token_type
+from bedplate.data.privacy import MASK
+from bedplate.modality.sequence import SPECIAL_TOKENS
+
+FEWEST = 256 + len(SPECIAL_TOKENS)
+"""The 256 bytes and the special tokens."""
+
+
+def vocabulary_for(text_bytes: int) -> int:
+    """A vocabulary that suits this much text: the power of two nearest to 1.3 x sqrt(bytes), from 512 to 65,536.
+
+    Ours: a token should be seen some hundred times to be learned; 25 MB give 8,192, 1 GB gives 32,768.
+    """
+    wanted = 1.3 * math.sqrt(max(1, text_bytes))
+    return int(min(65_536, max(512, 2 ** round(math.log2(wanted)))))
+
+
+def train(texts: Iterable[str], vocabulary: int) -> Any:
+    """A byte-level BPE `tokenizers.Tokenizer` with SPECIAL_TOKENS as the first ids.
+
+    Args:
+        texts: a bounded sample; equal samples give equal tokenizers.
+        vocabulary: number of ids; fewer come out when the sample has too few different words.
+    Raises:
+        ConfigError: the vocabulary cannot hold the bytes and the special tokens.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    if vocabulary < FEWEST:
+        raise ConfigError(f"a vocabulary of {vocabulary} cannot hold the bytes", f"the smallest is {FEWEST}")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        max_token_length=32,
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def take(path: Path) -> Any:
+    """The tokenizer of a model folder or a tokenizer.json, with the special tokens it lacks added behind its own.
+
+    Raises:
+        DataError: there is none, it is damaged, or it loses text.
+    """
+    from tokenizers import Tokenizer
+
+    file = path / "tokenizer.json" if path.is_dir() else path
+    if not file.is_file():
+        raise DataError(f"there is no tokenizer at {path}", "give a tokenizer.json or a model folder that holds one")
+    try:
+        tokenizer = Tokenizer.from_str(file.read_text(encoding="utf-8"))
+    except Exception as error:  # the library raises a bare Exception
+        raise DataError(f"{file} is not a tokenizer: {error}", "it must be a tokenizer.json of the tokenizers library") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.add_special_tokens([name for name in SPECIAL_TOKENS if tokenizer.token_to_id(name) is None])
+    encoder = Encoder(tokenizer.to_str())
+    if (back := encoder.decode(encoder.encode(_PROBE))) != _PROBE:
+        raise DataError(f"{file} does not give back the text it is given: {back[:60]!r}", "use a byte-level tokenizer, such as Qwen's or Llama-3's")
+    return tokenizer
+
+
+class Encoder:
+    """Text to ids, the same that the tokenizer itself gives for text without special tokens, several times faster.
+
+    Byte-level BPE never merges across the border between a word and the white space behind it, so each stretch "white space + word" is
+    encoded once and remembered. Tokenizers that cut text in another way are asked directly.
+
+    Args:
+        tokenizer_json: the text of a tokenizer.json.
+    """
+
+    def __init__(self, tokenizer_json: str) -> None:
+        from tokenizers import Tokenizer
+
+        self._whole = Tokenizer.from_str(tokenizer_json)
+        tree = json.loads(tokenizer_json)
+        tree["added_tokens"], tree["post_processor"] = [], None
+        self._literal = Tokenizer.from_str(json.dumps(tree))  # knows no special token, so that raw text cannot name one
+        self._literal.encode_special_tokens = True
+        self.dtype = token_type(self._whole.get_vocab_size())
+        self._mask = self._whole.token_to_id("<|mask|>")
+        self._remember = _cuts_at_white_space(tree)
+        self._known: dict[str, bytes] = {}
+
+    def encode(self, text: str) -> np.ndarray:
+        """Ids of a text; MASK becomes `<|mask|>`, everything else stays text."""
+        if MASK not in text:
+            return self._encode(text)
+        mask = np.array([self._mask], self.dtype)
+        parts: list[np.ndarray] = []
+        for part in text.split(MASK):
+            parts += [self._encode(part), mask]
+        return np.concatenate(parts[:-1])
+
+    def decode(self, ids: np.ndarray) -> str:
+        """The text of ids, special tokens written out."""
+        return str(self._whole.decode(ids.tolist(), skip_special_tokens=False))
+
+    def _encode(self, text: str) -> np.ndarray:
+        if not self._remember:
+            return np.array(self._literal.encode(text, add_special_tokens=False).ids, self.dtype)
+        pieces = (_ASCII_PIECES if text.isascii() else _PIECES).findall(text)
+        known = self._known
+        new = [piece for piece in dict.fromkeys(pieces) if piece not in known]
+        if new:
+            if len(known) > MOST_REMEMBERED:
+                known.clear()
+                new = list(dict.fromkeys(pieces))
+            encoded = self._literal.encode_batch_fast(new, add_special_tokens=False)
+            known.update(zip(new, (np.array(e.ids, self.dtype).tobytes() for e in encoded)))
+        ids = np.frombuffer(b"".join(map(known.__getitem__, pieces)), self.dtype)
+        if new:
+            for piece in new:
+                if len(piece) > LONGEST_REMEMBERED:
+                    del known[piece]
+        return ids
+
+
+MOST_REMEMBERED = 200_000
+"""Stretches that an encoder remembers before it starts anew: about 40 MB."""
+LONGEST_REMEMBERED = 48
+"""Longer stretches hardly ever come again."""
+
+_WHITE_SPACE = "\t\n\x0b\x0c\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+_PIECES = re.compile(f"[{_WHITE_SPACE}]*[^{_WHITE_SPACE}]+|[{_WHITE_SPACE}]+")
+_ASCII_PIECES = re.compile(r"'(?:[stmd]|re|ve|ll)| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s+", re.ASCII)
+"""GPT-2's own pattern where all letters are ASCII: shorter stretches, which come again more often."""
+_PROBE = "Good  morning,\n\tWelt! 早上好 🌊 x_1 = {'a': 0.5}\n"
+
+
+def _cuts_at_white_space(tree: dict[str, Any]) -> bool:
+    """Whether this is a tokenizer as `train` makes it: no normaliser, GPT-2's pattern, nothing random."""
+    cutter = tree.get("pre_tokenizer") or {}
+    plain = cutter.get("type") == "ByteLevel" and cutter.get("use_regex") is True and cutter.get("add_prefix_space") is False
+    model = tree["model"]
+    return plain and tree.get("normalizer") is None and model.get("type") == "BPE" and not model.get("dropout")
