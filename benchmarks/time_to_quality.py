@@ -24,7 +24,7 @@ from benchmarks.training import build_text_corpus, model_config, token_rows, tra
 
 CONTEXT = 512
 PEER_ROWS_PER_STEP = 16
-LEARNING_RATES = (1e-3, 2e-3, 4e-3, 8e-3)
+LEARNING_RATES = (1e-3, 3e-3, 9e-3)
 
 
 def peer_run(corpus: Path, lr: float, steps: int) -> tuple[float, float]:
@@ -49,7 +49,7 @@ def our_run(corpus: Path, folder: Path, seconds: float) -> tuple[float, float, d
 def main() -> None:
     """Measure and record."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=160, help="steps of each Trainer run")
+    parser.add_argument("--steps", type=int, default=64, help="steps of each Trainer run")
     parser.add_argument("--shares", type=float, nargs="+", default=[0.4, 0.5, 0.75, 1.0])
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()

@@ -17,7 +17,7 @@ from bedplate.data.loader import cut_positions
 from bedplate.data.packing import PackingSettings, assemble
 from bedplate.modality.sequence import PADDING, Batch
 from bedplate.modality.sequence import Sequence as Positions
-from bedplate.modality.specs import SENSES
+from bedplate.modality.specs import CONTINUOUS, SENSES
 from bedplate.model.foundation import FoundationModel
 
 LOOK = PackingSettings(fim_text=0, fim_code=0, known_share=1, caption_first=0, caption_drop=0)
@@ -43,7 +43,7 @@ def pad(sequences: Sequence[Positions], pad_id: int) -> Batch:
     for row, one in enumerate(sequences):
         t = len(one)
         tokens[row, :t], sense[row, :t], document[row, :t], block[row, :t] = one.tokens, one.sense, 0, one.block
-    names = [s for s in SENSES[1:] if any(s in one.units for one in sequences)]
+    names = [s for s in CONTINUOUS if any(s in one.units for one in sequences)]
     return Batch(
         tokens=tokens,
         sense=sense,

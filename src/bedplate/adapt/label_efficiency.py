@@ -87,7 +87,7 @@ def label_efficiency(
                     probe = fit_probe(base[chosen], train_labels[chosen], classes, seed)
                     predicted = probe.predict(base[len(train) :])
                 else:
-                    drawn = [train[i] for i in chosen]
+                    drawn = [train[int(i)] for i in chosen]
                     predicted = trained(model, method, drawn, train_labels[chosen], test, classes, seed)
                 values.append(float((predicted == test_labels).mean()))
             results.append(Accuracy(method, size, tuple(values)))
@@ -111,12 +111,8 @@ def trained(
     if len(labels) >= ENOUGH_TO_HOLD_OUT:
         held_out = np.random.default_rng(seed).permutation(len(labels)) < len(labels) // 5
         kept, judged = np.flatnonzero(~held_out), np.flatnonzero(held_out)
-        right = {
-            rate: (
-                _train(base, method, [documents[i] for i in kept], labels[kept], [documents[i] for i in judged], classes, seed, rate) == labels[judged]
-            ).mean()
-            for rate in rates
-        }
+        part, rest = [documents[int(i)] for i in kept], [documents[int(i)] for i in judged]
+        right = {rate: (_train(base, method, part, labels[kept], rest, classes, seed, rate) == labels[judged]).mean() for rate in rates}
         rate = max(right, key=lambda r: right[r])
     else:
         rate = rates[0] if method == "finetune" else rates[1]
@@ -143,7 +139,7 @@ def _train(
         for group in optimiser.param_groups:
             group["lr"] = rate * min(1.0, (step + 1) / (0.1 * steps)) * (1 - step / steps)
         chosen = rng.choice(len(prepared), min(BATCH, len(prepared)), replace=False)
-        scores = head(pooled(model, pad([prepared[i] for i in chosen], pad_id), layers))
+        scores = head(pooled(model, pad([prepared[int(i)] for i in chosen], pad_id), layers))
         loss = nn.functional.cross_entropy(scores, wanted[chosen])
         optimiser.zero_grad()
         torch.autograd.backward(loss)

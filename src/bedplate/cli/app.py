@@ -60,7 +60,7 @@ COMMANDS: dict[str, Command] = {
     "tour": Command("bedplate.cli.tour:tour", "Learn one small model of six senses from real files, then use it"),
     "data build": Command("bedplate.cli.data:build", "Build a corpus from raw files, folders and archives"),
     "data inspect": Command("bedplate.cli.data:inspect", "Show what is in a corpus, and what was dropped and why"),
-    "data trace": Command("bedplate.cli.data:trace", "List the documents that a training step saw"),
+    "data trace": Command("bedplate.cli.trace:trace", "List the documents that a training step saw"),
     "pretrain plan": Command("bedplate.cli.pretrain:plan", "Parameters, memory, time and FLOPs; trains nothing"),
     "pretrain run": Command("bedplate.cli.pretrain:run", "Pre-train a model on a corpus; continues where it stopped"),
     "generate": Command("bedplate.cli.generate:generate", "Text, pictures, sound and series from a model"),

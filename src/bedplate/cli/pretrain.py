@@ -42,3 +42,64 @@ def run(
     else:
         console.say(f"model in {model} after {format_seconds(seconds)}; try: bedplate generate {model}")
     console.data({"run": str(to), "model": None if model is None else str(model), "finished": model is not None})
+
+
+def plan(
+    recipe: Path | None = None,
+    *,
+    corpus: Path | None = None,
+    size: str | None = None,
+    budget: str | None = None,
+    measure: float = 10.0,
+    overrides: Overrides = (),
+    console: Here,
+) -> None:
+    """Parameters, memory, time and FLOPs of a run; trains nothing.
+
+    Args:
+        recipe: a settings file; see recipes/ and docs/settings.md.
+        corpus: the corpus folder.
+        size: a preset: nano, micro, mini, small, base, 1b, 3b, 8b; or auto.
+        budget: what may be spent: "20m", "2h", "1e19 FLOPs", "5 epochs", "2B tokens", "$50".
+        measure: seconds of made-up steps to measure this machine with.
+    """
+    from bedplate.core.units import format_bytes, format_count
+    from bedplate.data.corpus import Corpus
+    from bedplate.pretrain.plan import plan as make_plan
+    from bedplate.pretrain.settings import PretrainSettings
+
+    settings = load(PretrainSettings, path=recipe, overrides=overrides, given={"data.corpus": corpus, "model.size": size, "run.budget": budget}).value
+    made = make_plan(settings, Corpus.open(settings.data.corpus), measure)
+    run_settings, model = made.settings.run, made.settings.model
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in made.shares.items())
+    low, high = made.seconds_range
+    rows = [
+        ("model", f"{format_count(made.parameters.total)} parameters ({model.size}, context {model.context})"),
+        ("data", f"{format_count(made.positions)} positions = {made.positions_per_parameter:.2g} a parameter, {made.epochs:.2g} epochs at most; {shares}"),
+        ("steps", f"{run_settings.steps} of {run_settings.rows_per_step} rows, {run_settings.rows_per_micro} at once"),
+        ("memory", f"{format_bytes(made.memory.total)} of {format_bytes(made.free_bytes)} free; largest batch that fits: {made.largest_rows} rows"),
+        ("compute", f"{made.flops:.3g} FLOPs at {made.flops / made.seconds:.3g} FLOP/s"),
+        ("time", f"{format_seconds(made.seconds)} ({format_seconds(low)} .. {format_seconds(high)}) at {format_count(made.speed.positions_per_s)} positions/s"),
+    ]
+    console.table(("", "plan"), rows)
+    console.table(("setting", "value", "because"), [(c.what, c.value, c.reason) for c in made.choices])
+    console.data(
+        {
+            "parameters": made.parameters.total,
+            "size": model.size,
+            "context": model.context,
+            "steps": run_settings.steps,
+            "rows_per_step": run_settings.rows_per_step,
+            "positions": made.positions,
+            "positions_per_parameter": made.positions_per_parameter,
+            "epochs": made.epochs,
+            "memory_bytes": made.memory.total,
+            "free_bytes": made.free_bytes,
+            "largest_rows": made.largest_rows,
+            "flops": made.flops,
+            "positions_per_s": made.speed.positions_per_s,
+            "seconds": made.seconds,
+            "seconds_range": made.seconds_range,
+            "chosen": [{"what": c.what, "value": c.value, "reason": c.reason} for c in made.choices],
+        }
+    )

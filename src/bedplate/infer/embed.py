@@ -38,7 +38,10 @@ def embed(generation: Generation, sources: Sequence[str], layers: int | None = N
     Raises:
         DataError: nothing in the sources could be read.
     """
-    names, senses, documents, skipped = [], [], [], []
+    names: list[str] = []
+    senses: list[str] = []
+    documents: list[Sequence[StoredSegment]] = []
+    skipped: list[tuple[str, str]] = []
     for found in read(sources, SourceSettings(), generation.model.config.senses):
         name = " ".join(part for part in (found.origin.source, found.origin.member) if part)
         if isinstance(found, Document):

@@ -35,9 +35,9 @@ from bedplate.pretrain.parallel import Parallel
 from bedplate.pretrain.schedule import Schedule
 from bedplate.pretrain.settings import PretrainSettings
 from bedplate.pretrain.step import Stepper
+from bedplate.pretrain.trace import RESOLVED
 from bedplate.pretrain.training import Sampler, Training
 
-RESOLVED = "resolved.json"
 MODEL = "model"
 
 FREE_TABLES = ("checkpoint", "health", "evaluate", "sample")
