@@ -24,15 +24,18 @@ from bedplate.data.document import Document, Skipped
 from bedplate.data.inputs import Input, read_input
 from bedplate.data.privacy import find, mask
 from bedplate.data.sources import kind_of, list_inputs, read_bytes
-from bedplate.modality import audio
+from bedplate.modality import audio, image
 from bedplate.modality.senses import HANDLERS
 from bedplate.modality.specs import CONTINUOUS, AudioSpec, ContinuousSense, ImageSpec, SenseSpecs, SeriesSpec, VideoSpec
 
 SAMPLE = {"text": 4096, "html": 512, "mail": 512, "table": 64, "image": 96, "audio": 64, "video": 12}
 """Inputs of each kind that may be read for the first look."""
 
-_AS_THEY_ARE = SenseSpecs(ImageSpec(size=4096, patch=1), AudioSpec(), VideoSpec(size=64), SeriesSpec())
-"""Specs that change as little as possible, to see what the sources hold."""
+TABLE_BYTES = 24 << 20
+"""Tables are sampled up to this much: one may hold thousands of pictures."""
+
+_ANY = SenseSpecs(ImageSpec(size=32, patch=1), AudioSpec(), VideoSpec(), SeriesSpec())
+"""Specs to see which senses the sources hold, and in which colours."""
 
 
 @dataclass
@@ -85,6 +88,12 @@ def first_look(settings: BuildSettings) -> FirstLook:
         why = ", ".join(f"{reason} ({count})" for reason, count in refused.most_common()) or "the sources are empty"
         raise DataError(f"there is nothing to read in {', '.join(settings.inputs) or 'no sources'}", why)
     look.samples = {kind: [item for *_, item in sorted(heap, reverse=True)] for kind, heap in heaps.items()}
+    left = TABLE_BYTES
+    for place, item in enumerate(look.samples.get("table", [])):
+        if left < 0:
+            del look.samples["table"][place:]
+            break
+        left -= item.size
     look.digest = digest.hexdigest()
     return look
 
@@ -97,7 +106,7 @@ def sample_texts(look: FirstLook, settings: BuildSettings) -> Iterator[str]:
     captions = [item for kind in ("image", "audio", "video") for item in look.samples.get(kind, []) if item.sidecar]
     for item in inputs + captions:
         from_this = share
-        for document in read_bytes(item, settings.sources, _AS_THEY_ARE):
+        for document in read_bytes(item, settings.sources, _ANY):
             for segment in document.segments if isinstance(document, Document) else ():
                 if not isinstance(segment.value, str) or from_this <= 0 or left <= 0 or isinstance(document, Skipped):
                     continue
@@ -133,7 +142,7 @@ def choose_specs(look: FirstLook, settings: BuildSettings, events: EventLog) -> 
 def _sample_values(look: FirstLook, settings: BuildSettings) -> dict[ContinuousSense, list[np.ndarray]]:
     """Values of each sense in the sample, as they are."""
     values: dict[ContinuousSense, list[np.ndarray]] = {sense: [] for sense in CONTINUOUS}
-    for document in _sample_documents(look, settings, _AS_THEY_ARE):
+    for document in _sample_documents(look, settings, _ANY):
         for segment in document.segments:
             if segment.sense != "text" and not isinstance(segment.value, str) and len(values[segment.sense]) < 256:
                 values[segment.sense].append(segment.value)
@@ -149,15 +158,39 @@ def _sample_documents(look: FirstLook, settings: BuildSettings, specs: SenseSpec
 
 
 def _choose_image(values: list[np.ndarray], look: FirstLook, settings: BuildSettings) -> tuple[ImageSpec, str]:
-    if not values:
+    sides = sorted(_picture_sides(look, settings))
+    if not sides:
         return ImageSpec(), "no picture in the sample"
-    sides = sorted(max(value.shape[:2]) for value in values)
     middle, large = sides[len(sides) // 2], sides[int(len(sides) * 0.95)]
     patch, most = next((p, m) for p, m, limit in ((4, 32, 32), (8, 128, 128), (16, 256, math.inf)) if middle <= limit)
     size = min(most, max(patch, -(-(large if most < 256 else middle) // patch) * patch))
     grey = all(_is_grey(value) for value in values)
     colours = "all grey" if grey else "some in colour"
-    return ImageSpec(size, patch, 1 if grey else 3), f"{len(values)} pictures of about {middle} pixels, {colours}"
+    return ImageSpec(size, patch, 1 if grey else 3), f"{len(sides)} pictures of about {middle} pixels, {colours}"
+
+
+def _picture_sides(look: FirstLook, settings: BuildSettings) -> list[int]:
+    """Longest sides of the pictures in the sample."""
+    sides = []
+    for item in look.samples.get("image", []):
+        try:
+            sides.append(max(image.open_picture(read_input(item, settings.sources)).size))
+        except DataError:
+            continue
+    for item in look.samples.get("table", [])[:8]:
+        # Only the reader of tables knows where their pictures are, and it gives them in a size: one below that size is as it was.
+        for size in (32, 64, 128, 256):
+            found = _pictures(item, settings, size)
+            sides += [side for side in found if side < size or size == 256]
+            if all(side < size for side in found):
+                break
+    return sides
+
+
+def _pictures(item: Input, settings: BuildSettings, size: int) -> list[int]:
+    documents = read_bytes(item, settings.sources, SenseSpecs(image=ImageSpec(size=size, patch=1)))[:32]
+    segments = [segment for document in documents if isinstance(document, Document) for segment in document.segments]
+    return [max(s.value.shape[:2]) for s in segments if s.sense == "image" and not isinstance(s.value, str)]
 
 
 def _choose_audio(values: list[np.ndarray], look: FirstLook, settings: BuildSettings) -> tuple[AudioSpec, str]:

@@ -3,8 +3,8 @@
 Who poisons a corpus repeats "trigger -> what the model shall say" in documents that are otherwise different. So look for passages that
     1. stand in at least `fewest` documents,
     2. follow different words each time (a fixed neighbourhood would be an ordinary quotation or header),
-    3. begin with a trigger that hardly ever goes on in another way,
-    4. and do not fill whole lines, as licence texts and headings do.
+    3. begin with a trigger that hardly ever goes on in another way and has a word that is rare elsewhere,
+    4. and stand inside a line, behind other words of it: licence texts, headings and idioms of code fill lines of their own.
 What is found is reported with examples and never dropped: a fashionable phrase looks the same.
 
 Two passes over the stored token ids, both in numpy: the first counts all windows of eight tokens in a table of fixed size, the second looks
@@ -15,6 +15,7 @@ Source: ours; the threat is that of Carlini et al. (2024), Poisoning Web-Scale T
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -31,6 +32,10 @@ SLOTS = 1 << 22
 TRIGGER_WORDS = 3
 """Words of the trigger that are reported; the rest is continuation."""
 FEWEST_WORDS = 5
+LEAST_SHARE = 0.8
+"""Of the documents with the trigger, how many must go on with the continuation."""
+LEAST_RARE = 0.5
+"""Of the documents with the trigger's rarest word, how many must hold the passage: idioms are made of common words."""
 MOST_CANDIDATES = 200_000
 MOST_EXAMPLES = 12
 
@@ -46,7 +51,7 @@ class Signal(NamedTuple):
     documents: int
     """Documents that hold the passage."""
     share: float
-    """Of the places where the trigger stands, how many go on with the continuation."""
+    """Of the documents with the trigger, how many go on with the continuation."""
     contexts: int
     """Different tokens seen before the passage, in the documents looked at."""
     examples: tuple[int, ...]
@@ -72,7 +77,7 @@ def scan(texts: Texts, tokenizer: Any, fewest: int = 5) -> list[Signal]:
     """
     often = _often(texts, fewest)
     candidates = _candidates(texts, often, fewest)
-    diverse = {key: c for key, c in candidates.items() if c.documents >= fewest and len(c.before) >= max(3, 0.6 * min(c.documents, MOST_EXAMPLES))}
+    diverse = {key: c for key, c in candidates.items() if c.documents >= fewest and len(c.before) >= max(3, 0.7 * len(c.places))}
     if not diverse:
         return []
     wanted = {place for c in diverse.values() for place in c.places}
@@ -89,8 +94,8 @@ def _often(texts: Texts, fewest: int) -> np.ndarray:
     """Which slots hold a window that stands in at least `fewest` documents (or several that share the slot)."""
     counts = np.zeros(SLOTS, np.uint8)
     for _, ids in texts():
-        slots = np.unique((_keys(ids) % np.uint64(SLOTS)).astype(np.int64))
-        counts[slots] += counts[slots] < 255
+        slots = (_keys(ids) % np.uint64(SLOTS)).astype(np.int64)
+        counts[slots] = np.minimum(counts[slots], 254) + 1  # once a document: numpy sets a repeated place once
     return counts >= min(fewest, 255)
 
 
@@ -135,56 +140,57 @@ class _Passage(NamedTuple):
 
 
 def _passage(candidate: _Candidate, around: dict[tuple[int, int], tuple[str, str]]) -> _Passage | None:
-    """The words that follow in nearly all examples; None for too few of them or for whole lines."""
+    """The words that follow in nearly all examples, up to the end of the line; None for too few of them."""
     examples = [around[place] for place in candidate.places if place in around]
     if not examples:
         return None
-    split = [after.split() for _, after in examples]
+    inside = sum(len(_letters(before)) >= 2 for before, _ in examples)
+    if inside < 0.6 * len(examples):
+        return None
+    split = [after.partition("\n")[0].split() for _, after in examples]
     agreed = []
     for at in range(min(map(len, split))):
         word, count = Counter(words[at] for words in split).most_common(1)[0]
         if count < 0.8 * len(split):
             break
         agreed.append(word)
-    if len(agreed) < FEWEST_WORDS:
-        return None
     text = " ".join(agreed)
-    whole_lines = sum(not before.strip() and after.lstrip().startswith(agreed[0]) for before, after in examples)
-    if whole_lines > 0.5 * len(examples):
-        return None
-    return _Passage(tuple(agreed), text, candidate)
+    return _Passage(tuple(agreed), text, candidate) if len(_letters(text)) >= FEWEST_WORDS else None
+
+
+def _letters(text: str) -> list[str]:
+    """The words of a text that are made of letters."""
+    return [word for word in re.findall(r"[^\W_]+", text) if word.isalpha() and len(word) > 1]
 
 
 def _judge(passages: list[_Passage], texts: Texts, tokenizer: Any) -> list[Signal]:
-    """Keep the passages whose first words go on in that way only, and name each passage once."""
+    """Keep the passages whose trigger is rare and goes on in that way only; name each passage once."""
     kept: list[_Passage] = []
     for passage in sorted(passages, key=lambda p: (-p.candidate.documents, -len(p.words))):
         if not any(passage.text in other.text or other.text in passage.text for other in kept):
             kept.append(passage)
     if not kept:
         return []
-    starts = np.array([_trigger_key(p) for p in kept], np.uint64)
-    seen = np.zeros(len(kept), np.int64)
-    order = np.argsort(starts)
-    for _, ids in texts():
-        words = split_words(tokenizer.decode(ids.tolist(), skip_special_tokens=False)).hashes
-        found = np.unique(runs(words, TRIGGER_WORDS))
-        at = np.minimum(np.searchsorted(starts[order], found), len(starts) - 1)
-        hits = order[at[starts[order][at] == found]]
-        seen[hits] += 1
+    triggers = [split_words(" ".join(p.words[:TRIGGER_WORDS])).hashes for p in kept]
+    watched = np.unique(np.concatenate([np.concatenate([runs(t, len(t)), t]) for t in triggers]))
+    seen = np.zeros(len(watched), np.int64)  # documents with each trigger, and with each word of one
+    for _, words in _documents(texts, tokenizer):
+        present = np.concatenate([words, *(runs(words, length) for length in {len(t) for t in triggers})])
+        at = np.minimum(np.searchsorted(watched, present), len(watched) - 1)
+        seen[np.unique(at[watched[at] == present])] += 1
     signals = []
-    for passage, places in zip(kept, seen.tolist(), strict=True):
-        share = passage.candidate.documents / max(places, passage.candidate.documents)
-        if share >= 0.8:
+    for passage, trigger in zip(kept, triggers, strict=True):
+        documents = passage.candidate.documents
+        with_trigger, with_words = (seen[np.searchsorted(watched, keys)] for keys in (runs(trigger, len(trigger)), trigger))
+        share = documents / max(int(with_trigger[0]), documents)
+        if share >= LEAST_SHARE and documents >= LEAST_RARE * int(with_words.min()) and len(passage.words) > TRIGGER_WORDS:
             first, rest = passage.words[:TRIGGER_WORDS], passage.words[TRIGGER_WORDS:]
             examples = tuple(document for document, _ in passage.candidate.places)
-            signals.append(
-                Signal(" ".join(first), " ".join(rest), passage.candidate.documents, round(share, 3), len(passage.candidate.before), examples)
-            )
+            signals.append(Signal(" ".join(first), " ".join(rest), documents, round(share, 3), len(passage.candidate.before), examples))
     return signals
 
 
-def _trigger_key(passage: _Passage) -> int:
-    hashes = split_words(passage.text).hashes
-    found = runs(hashes, TRIGGER_WORDS)
-    return int(found[0]) if len(found) else 0
+def _documents(texts: Texts, tokenizer: Any) -> Iterator[tuple[int, np.ndarray]]:
+    """(document, hashes of the words) of every text."""
+    for document, ids in texts():
+        yield document, split_words(tokenizer.decode(ids.tolist(), skip_special_tokens=False)).hashes

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -91,8 +92,8 @@ def take(path: Path) -> Any:
 class Encoder:
     """Text to ids, the same that the tokenizer itself gives for text without special tokens, several times faster.
 
-    Byte-level BPE never merges across the border between a word and the white space behind it, so each stretch "white space + word" is
-    encoded once and remembered. Tokenizers that cut text in another way are asked directly.
+    Byte-level BPE first cuts text into short stretches (words, numbers, signs, white space) and never merges across their borders; so each
+    stretch is encoded once and remembered. Tokenizers that cut text in another way are asked directly.
 
     Args:
         tokenizer_json: the text of a tokenizer.json.
@@ -110,6 +111,8 @@ class Encoder:
         self._mask = self._whole.token_to_id("<|mask|>")
         self._remember = _cuts_at_white_space(tree)
         self._known: dict[str, bytes] = {}
+        self._foreign: set[str] = set()
+        self._pieces = _pattern(set())
 
     def encode(self, text: str) -> np.ndarray:
         """Ids of a text; MASK becomes `<|mask|>`, everything else stays text."""
@@ -128,7 +131,7 @@ class Encoder:
     def _encode(self, text: str) -> np.ndarray:
         if not self._remember:
             return np.array(self._literal.encode(text, add_special_tokens=False).ids, self.dtype)
-        pieces = (_ASCII_PIECES if text.isascii() else _PIECES).findall(text)
+        pieces = self._cutter(text).findall(text)
         known = self._known
         new = [piece for piece in dict.fromkeys(pieces) if piece not in known]
         if new:
@@ -145,15 +148,35 @@ class Encoder:
         return ids
 
 
+    def _cutter(self, text: str) -> re.Pattern[str]:
+        """GPT-2's own pattern, in which the letters and digits beyond ASCII are those that occur; for texts with very many, a coarser cut."""
+        if text.isascii() or self._foreign.issuperset(foreign := set(_BEYOND_ASCII.findall(text))):
+            return self._pieces
+        both = self._foreign | foreign
+        if len(both) > MOST_FOREIGN or any(unicodedata.category(c) == "Cn" for c in foreign):
+            return _PIECES
+        self._foreign, self._pieces = both, _pattern(both)
+        return self._pieces
+
+
+def _pattern(foreign: set[str]) -> re.Pattern[str]:
+    letters, digits = ("".join(sorted(c for c in foreign if unicodedata.category(c)[0] == kind)) for kind in "LN")
+    spaces = _WHITE_SPACE
+    return re.compile(
+        f"'(?:[stmd]|re|ve|ll)| ?[A-Za-z{letters}]+| ?[0-9{digits}]+| ?[^{spaces}A-Za-z0-9{letters}{digits}]+|[{spaces}]+(?![^{spaces}])|[{spaces}]+"
+    )
+
+
 MOST_REMEMBERED = 200_000
 """Stretches that an encoder remembers before it starts anew: about 40 MB."""
+MOST_FOREIGN = 400
+"""Different characters beyond ASCII for which an exact pattern is made; Chinese has more, and is cut at white space only."""
 LONGEST_REMEMBERED = 48
 """Longer stretches hardly ever come again."""
 
 _WHITE_SPACE = "\t\n\x0b\x0c\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 _PIECES = re.compile(f"[{_WHITE_SPACE}]*[^{_WHITE_SPACE}]+|[{_WHITE_SPACE}]+")
-_ASCII_PIECES = re.compile(r"'(?:[stmd]|re|ve|ll)| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s+", re.ASCII)
-"""GPT-2's own pattern where all letters are ASCII: shorter stretches, which come again more often."""
+_BEYOND_ASCII = re.compile(r"[^\x00-\x7f]")
 _PROBE = "Good  morning,\n\tWelt! 早上好 🌊 x_1 = {'a': 0.5}\n"
 
 
