@@ -3,9 +3,9 @@
     corpus tables --shuffle(seed, epoch)--> Plan --row--> Slices --assemble--> positions --> Batch
     global row --Mixture--> component and its row --> epoch and row within it
 
-A context warm-up changes `context` and counts rows in the new width from the same number of positions on (pretrain/schedule.py): the
-shuffle does not depend on the context, so the stream goes on about where it was and nothing is systematically seen twice. With several
-processes each takes every world-th portion of a step's rows; the loader need not know.
+A context warm-up changes `context` and counts rows in the new width from the same number of positions on (pretrain/schedule.py). Rows of
+another width are shuffled anew, so what an earlier stage saw comes again only as often as chance has it. With several processes each takes
+its part of a step's rows; the loader need not know.
 """
 
 from __future__ import annotations
@@ -118,8 +118,10 @@ class Loader:
 
     def _make_plan(self, component: Component, epoch: int, context: int) -> Plan:
         table = self.tables[component]
-        order = np.random.default_rng([self.settings.seed, 2, COMPONENTS.index(component), epoch]).permutation(len(table.document))
-        return Plan(table.document[order], table.positions[order], context, whole=component not in STREAMS)
+        rng = np.random.default_rng([self.settings.seed, 2, COMPONENTS.index(component), epoch])
+        order = rng.permutation(len(table.document))
+        stream = component in STREAMS
+        return Plan(table.document[order], table.positions[order], context, whole=not stream, rng=rng if stream else None)
 
     def _collate(self, rows: Sequence[int], context: int) -> Batch:
         shape = (len(rows), context)

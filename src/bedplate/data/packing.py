@@ -52,15 +52,27 @@ class Slice(NamedTuple):
 class Plan:
     """The rows of one component in one epoch."""
 
-    def __init__(self, documents: Int[np.ndarray, "d"], lengths: Int[np.ndarray, "d"], context: int, whole: bool) -> None:
-        """Documents in their order and how long each is; `whole` keeps those together that fit a row."""
+    def __init__(
+        self, documents: Int[np.ndarray, "d"], lengths: Int[np.ndarray, "d"], context: int, whole: bool, rng: np.random.Generator | None = None
+    ) -> None:
+        """Lay documents out.
+
+        Args:
+            documents: numbers in their order.
+            lengths: positions of each.
+            context: positions in a row.
+            whole: keep those together that fit a row.
+            rng: shuffles the rows, so that a step does not read neighbouring parts of one long document.
+        """
         self.documents, self.lengths, self.context = documents, lengths, context
         self.starts = _aligned_starts(lengths, context) if whole else np.concatenate([[0], np.cumsum(lengths.astype(np.int64))])
         self.rows = int(-(-self.starts[-1] // context))
+        self.order = np.arange(self.rows) if rng is None else rng.permutation(self.rows)
 
     def row(self, row: int) -> list[Slice]:
         """What a row holds, in order."""
-        begin, end = row * self.context, (row + 1) * self.context
+        begin = int(self.order[row]) * self.context
+        end = begin + self.context
         first = int(np.searchsorted(self.starts, begin, "right")) - 1
         parts = []
         for index in range(max(first, 0), len(self.documents)):

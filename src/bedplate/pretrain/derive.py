@@ -28,6 +28,8 @@ LEAST_BATCH = 2048
 MICRO_POSITIONS = {"cpu": 8192, "cuda": 65_536}
 OVERHEAD_SHARE = 0.06
 """Of a time budget: evaluation, saving, start-up."""
+EVALUATION_SHARE = 0.05
+"""Of the work of a run, at most."""
 COMPILE_REPAYS_S = {"cpu": 600.0, "cuda": 180.0}
 """Runs longer than this repay torch.compile's minute (measured at micro size: docs/journal.md)."""
 
@@ -160,7 +162,10 @@ def derive(settings: PretrainSettings, corpus: Corpus, measurer: Callable[..., S
     worth = seconds > COMPILE_REPAYS_S[kind]
     length = f"the run takes {format_seconds(seconds)}" if seconds else "its length is not known"
     compile_ = chosen(run.compile, "run.compile", "on" if worth else "off", length)
-    evaluate = chosen(settings.evaluate.every_steps, "evaluate.every_steps", max(1, steps // 10), "ten times in the run")
+    # A row evaluated costs a third of a row trained.
+    times = max(1, min(10, int(EVALUATION_SHARE * steps * rows * 3 / settings.evaluate.rows)))
+    told = f"{times} times in the run, at most {EVALUATION_SHARE:.0%} of it"
+    evaluate = chosen(settings.evaluate.every_steps, "evaluate.every_steps", -(-steps // times), told)
     sample = chosen(settings.sample.every_steps, "sample.every_steps", max(1, steps // 4), "four times in the run")
     resolved = replace(
         settings,
