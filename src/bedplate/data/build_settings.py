@@ -53,8 +53,8 @@ class DedupeSettings:
     """Least estimated share of common five-word runs at which two texts are near-duplicates."""
 
     def __post_init__(self) -> None:
-        if not 0.3 <= self.threshold <= 1:
-            raise ConfigError(f"dedupe.threshold = {self.threshold} is not a useful similarity", "choose 0.3 .. 1; 0.75 is usual")
+        if not 0.6 <= self.threshold <= 1:  # below, most pairs do not meet in a band and would not be compared
+            raise ConfigError(f"dedupe.threshold = {self.threshold} is outside of what the search can find", "choose 0.6 .. 1; 0.75 is usual")
 
 
 @dataclass(frozen=True)

@@ -85,3 +85,5 @@ class Workers(Generic[Item, Result]):
         if not wait:
             for process in processes:
                 process.kill()
+            for process in processes:
+                process.join()
