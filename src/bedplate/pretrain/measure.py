@@ -40,7 +40,7 @@ def synthetic_batch(config: ModelConfig, rows: int, context: int, unit_share: fl
     """
     rng = np.random.default_rng(seed)
     senses = list(config.senses.present().items())
-    per_sense = int(context * unit_share / max(len(senses), 1))
+    per_sense = int((context - 2) * unit_share / max(len(senses), 1))  # something must stand before the first unit
     sense = np.zeros((rows, context), np.int8)
     units, grid, unit_loss = {}, {}, {}
     for number, (name, spec) in enumerate(senses if per_sense else []):
