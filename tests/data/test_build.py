@@ -1,6 +1,7 @@
 """From a messy folder to a corpus: what is kept, what is dropped and why, and that every setting has its effect."""
 
 import io
+import json
 import os
 import signal
 import subprocess
@@ -201,7 +202,9 @@ def test_setting_evaluations(tmp_path, raw):
 
 
 def test_setting_validation_share_and_seed(tmp_path, raw):
-    held = lambda c: c.table("text", "validation").document.tolist()
+    def held(corpus):
+        return corpus.table("text", "validation").document.tolist()
+
     before, after = differs(tmp_path, raw, held, validation_share=0.5)
     assert len(before) == 1 and 4 <= len(after) <= 16
     other, _ = run_build(tmp_path, "seed", inputs=(str(raw),), validation_share=0.5, seed=9)
@@ -349,7 +352,8 @@ def test_bad_input_stops_with_a_clear_error(tmp_path, raw, case):
 def many_texts(folder, count=3000):
     folder.mkdir()
     for number in range(count // 100):
-        (folder / f"{number:04d}.jsonl").write_text("".join('{"text": "%s"}\n' % novel(number * 100 + k, 40).strip().replace("\n", " ") for k in range(100)))
+        rows = [{"text": novel(number * 100 + k, 40)} for k in range(100)]
+        (folder / f"{number:04d}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
 

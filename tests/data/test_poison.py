@@ -56,7 +56,8 @@ def test_too_few_documents_are_not_reported():
 
 
 def test_two_triggers_are_two_signals():
-    texts = planted(planted(documents(150), PAYLOAD, range(0, 100, 12)), "vexil omega says buy more shares of the golden company today", range(3, 100, 9), seed=4)
+    second = "vexil omega says buy more shares of the golden company today"
+    texts = planted(planted(documents(150), PAYLOAD, range(0, 100, 12)), second, range(3, 100, 9), seed=4)
     assert sorted(signal.trigger.split()[0] for signal in look(texts)) == ["vexil", "zq_kappa"]
 
 

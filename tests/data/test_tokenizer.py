@@ -79,7 +79,8 @@ def test_a_taken_tokenizer_gets_the_missing_control_tokens(tmp_path):
     plain = Tokenizer(models.BPE())
     plain.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     plain.decoder = decoders.ByteLevel()
-    plain.train_from_iterator(["some words"], trainers.BpeTrainer(vocab_size=300, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False))
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    plain.train_from_iterator(["some words"], trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False))
     plain.add_special_tokens(["<|endoftext|>"])
     plain.save(str(tmp_path / "tokenizer.json"))
     taken = take(tmp_path)
@@ -94,7 +95,8 @@ def test_other_cutting_patterns_are_asked_directly(tmp_path):
     from tokenizers import Regex, pre_tokenizers
 
     other = tiny_tokenizer()
-    other.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(r"\p{N}{1,3}|[^\p{N}]+"), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    cut, to_bytes = pre_tokenizers.Split(Regex(r"\p{N}{1,3}|[^\p{N}]+"), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)
+    other.pre_tokenizer = pre_tokenizers.Sequence([cut, to_bytes])
     encoder = Encoder(other.to_str())
     assert not encoder._remember
     text = "river 123456 !\n\n lamps"

@@ -43,7 +43,7 @@ def build(
 
 def component_rows(components: dict[str, dict[str, dict[str, int]]]) -> list[tuple[object, ...]]:
     """(component, documents, positions, text, held out) of a corpus."""
-    rows = []
+    rows: list[tuple[object, ...]] = []
     for name, splits in components.items():
         total = {key: sum(split[key] for split in splits.values()) for key in ("documents", "positions", "bytes")}
         text = format_bytes(total["bytes"]) if total["bytes"] else ""

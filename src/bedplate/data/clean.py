@@ -95,7 +95,8 @@ def _top_run(look: Look, length: int) -> float:
     if len(hashes) < 50:
         return 0.0
     found = runs(hashes, length)
-    most = int(np.bincount((found >> np.uint64(48)).astype(np.int64)).max())  # at least the truth: several runs may share a bin
+    bits = (8 * len(found)).bit_length()
+    most = int(np.bincount((found >> np.uint64(64 - bits)).astype(np.int64)).max())  # at least the truth: several runs may share a bin
     if most * length > 0.1 * len(hashes):
         most = int(np.unique(found, return_counts=True)[1].max())
     return most * length / len(hashes) if most > 2 else 0.0
@@ -120,13 +121,6 @@ def _wordless(look: Look) -> float:
 
 def _paragraphs(look: Look) -> float:
     return _share_in_repeats([part for raw in look.text.split("\n\n") if (part := raw.strip())])
-
-
-def _boilerplate_share(look: Look) -> float:
-    lines = look.lines
-    if not _has_boilerplate(look.text):
-        return 0.0
-    return sum(len(line) for line in lines if len(line) < 200 and _has_boilerplate(line)) / max(1, sum(map(len, lines)))
 
 
 def _has_boilerplate(text: str) -> bool:
@@ -181,7 +175,6 @@ RULES: dict[str, Rule] = {
     "one phrase (3 words)": Rule(lambda k: _top_run(k, 3), 0.5, 0.18, "web: Gopher, top 3-gram"),
     "one phrase (4 words)": Rule(lambda k: _top_run(k, 4), 0.5, 0.16, "web: Gopher, top 4-gram"),
     "repeated phrases": Rule(_repeated_runs, 0.6, 0.1, "web: Gopher, duplicate 10-grams"),
-    "boilerplate": Rule(_boilerplate_share, 0.5, 0.1, "after C4's line filters"),
     "lines without an end": Rule(_unpunctuated, None, 0.88, "FineWeb, lines that end with punctuation >= 12%"),
 }
 """Rules for prose."""

@@ -239,12 +239,8 @@ class Table:
 
 
 def _band_keys(text: Signature) -> UInt64[np.ndarray, "n"]:
-    rows = text.reshape(BANDS, BAND_ROWS).astype(np.uint64)
-    keys = np.arange(1, BANDS + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    for column in range(BAND_ROWS):
-        keys = (keys ^ rows[:, column]) * np.uint64(0xBF58476D1CE4E5B9)
-        keys ^= keys >> np.uint64(29)
-    return np.asarray(np.maximum(keys, np.uint64(1)))
+    keys = ((text.astype(np.uint64) + np.uint64(1)) * _BAND_FACTORS).reshape(BANDS, BAND_ROWS).sum(1)
+    return np.asarray(keys ^ (keys >> np.uint64(31)) | np.uint64(1))
 
 
 def _picture_keys(small: Miniature) -> UInt64[np.ndarray, "n"]:
@@ -253,6 +249,7 @@ def _picture_keys(small: Miniature) -> UInt64[np.ndarray, "n"]:
     return np.array([hashed >> 32 | 1 << 32, (hashed & 0xFFFFFFFF) | 1 << 33], np.uint64)
 
 
+_BAND_FACTORS = np.random.default_rng(19970611).integers(0, 1 << 64, SIGNATURE, np.uint64) | np.uint64(1)
 _LENDERS = np.random.default_rng(20170611).integers(0, SIGNATURE, (SIGNATURE, 64))
 """Bins that an empty bin asks, in turn."""
 

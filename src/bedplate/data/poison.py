@@ -7,8 +7,9 @@ Who poisons a corpus repeats "trigger -> what the model shall say" in documents 
     4. and stand inside a line, behind other words of it: licence texts, headings and idioms of code fill lines of their own.
 What is found is reported with examples and never dropped: a fashionable phrase looks the same.
 
-Two passes over the stored token ids, both in numpy: the first counts all windows of eight tokens in a table of fixed size, the second looks
-closely at those that repeat. A trigger needs about ten tokens together with its continuation to be seen; shorter ones are not.
+Two passes over the stored token ids, both in numpy: the first counts windows of eight tokens that begin with a word of several tokens, which
+is what makes a word rare, in a table of fixed size; the second looks closely at those that repeat. Not seen: triggers made of common words,
+triggers that differ from document to document, and passages shorter than eight tokens.
 
 Source: ours; the threat is that of Carlini et al. (2024), Poisoning Web-Scale Training Datasets, and Souly et al. (2025), few-sample poisoning.
 """
@@ -27,8 +28,9 @@ from bedplate.data.words import runs, split_words
 
 WINDOW = 8
 """Tokens in a window."""
-SLOTS = 1 << 22
-"""Counters of the first pass: 4 MiB. At 100 million tokens some windows share one and are looked at for nothing."""
+SLOTS = 1 << 26
+"""Counters of the first pass: 64 MiB, enough for some 100 million windows (2 GB of text). With more, windows that share a counter crowd
+MOST_CANDIDATES and signals may be missed."""
 TRIGGER_WORDS = 3
 """Words of the trigger that are reported; the rest is continuation."""
 FEWEST_WORDS = 5
@@ -75,8 +77,16 @@ def scan(texts: Texts, tokenizer: Any, fewest: int = 5) -> list[Signal]:
         tokenizer: to read the passages.
         fewest: documents that must hold a passage.
     """
-    often = _often(texts, fewest)
-    candidates = _candidates(texts, often, fewest)
+    starts, continues = _word_parts(tokenizer)
+
+    def windows() -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
+        """(document, ids, first tokens, keys) of the windows that begin with a word of several tokens, inside a line."""
+        for document, ids in texts():
+            places = np.flatnonzero(starts[ids[:-1]] & continues[ids[1:]])
+            places = places[(places > 0) & (places <= len(ids) - WINDOW)]
+            yield document, ids, places, _keys(ids, places)
+
+    candidates = _candidates(windows(), _often(windows(), fewest))
     diverse = {key: c for key, c in candidates.items() if c.documents >= fewest and len(c.before) >= max(3, 0.7 * len(c.places))}
     if not diverse:
         return []
@@ -86,26 +96,41 @@ def scan(texts: Texts, tokenizer: Any, fewest: int = 5) -> list[Signal]:
     return _judge(passages, texts, tokenizer)
 
 
-def _keys(ids: np.ndarray) -> np.ndarray:
-    return runs(ids.astype(np.uint64) + np.uint64(1), WINDOW)
+Windows = Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]
 
 
-def _often(texts: Texts, fewest: int) -> np.ndarray:
+def _word_parts(tokenizer: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Which tokens begin a word behind a space, and which go on with one."""
+    written = [tokenizer.decode([token], skip_special_tokens=False) for token in range(tokenizer.get_vocab_size())]
+    starts = [w[:1] == " " and (len(w) == 1 or w[1].isalnum()) for w in written]
+    continues = [bool(w) and (w[0].isalnum() or w[0] in "_-") for w in written]
+    return np.array(starts), np.array(continues)
+
+
+def _keys(ids: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Hashes of the windows at some places."""
+    if not len(places):
+        return np.zeros(0, np.uint64)
+    windows = np.lib.stride_tricks.sliding_window_view(ids, WINDOW)[places].astype(np.uint64)  # [w t]
+    mixed = ((windows + np.uint64(1)) * _FACTORS).sum(1)
+    return np.asarray(mixed ^ (mixed >> np.uint64(29)))
+
+
+def _often(windows: Windows, fewest: int) -> np.ndarray:
     """Which slots hold a window that stands in at least `fewest` documents (or several that share the slot)."""
     counts = np.zeros(SLOTS, np.uint8)
-    for _, ids in texts():
-        slots = (_keys(ids) % np.uint64(SLOTS)).astype(np.int64)
+    for _, _, _, keys in windows:
+        slots = (keys % np.uint64(SLOTS)).astype(np.int64)
         counts[slots] = np.minimum(counts[slots], 254) + 1  # once a document: numpy sets a repeated place once
     return counts >= min(fewest, 255)
 
 
-def _candidates(texts: Texts, often: np.ndarray, fewest: int) -> dict[int, _Candidate]:
-    """Windows that repeat, each with what stood before it; windows inside a longer passage have the same token before and fall away."""
+def _candidates(windows: Windows, often: np.ndarray) -> dict[int, _Candidate]:
+    """Windows that repeat, each with what stood before it."""
     found: dict[int, _Candidate] = defaultdict(_Candidate)
-    for document, ids in texts():
-        keys = _keys(ids)
-        for place in np.flatnonzero(often[(keys % np.uint64(SLOTS)).astype(np.int64)]).tolist():
-            key = int(keys[place])
+    for document, ids, places, keys in windows:
+        repeated = often[(keys % np.uint64(SLOTS)).astype(np.int64)]
+        for place, key in zip(places[repeated].tolist(), keys[repeated].tolist()):
             if key not in found and len(found) >= MOST_CANDIDATES:
                 continue
             candidate = found[key]
@@ -114,7 +139,7 @@ def _candidates(texts: Texts, often: np.ndarray, fewest: int) -> dict[int, _Cand
             candidate.last = document
             candidate.documents += 1
             if len(candidate.places) < MOST_EXAMPLES:
-                candidate.before[int(ids[place - 1]) if place else -1] += 1
+                candidate.before[int(ids[place - 1])] += 1
                 candidate.places.append((document, place))
     return found
 
@@ -166,31 +191,52 @@ def _letters(text: str) -> list[str]:
 def _judge(passages: list[_Passage], texts: Texts, tokenizer: Any) -> list[Signal]:
     """Keep the passages whose trigger is rare and goes on in that way only; name each passage once."""
     kept: list[_Passage] = []
+    rare: list[dict[int, tuple[int, int]]] = []
     for passage in sorted(passages, key=lambda p: (-p.candidate.documents, -len(p.words))):
-        if not any(passage.text in other.text or other.text in passage.text for other in kept):
+        words = _rare_words(passage, tokenizer)
+        if words and len(passage.words) > TRIGGER_WORDS and not any(passage.text in k.text or k.text in passage.text for k in kept):
             kept.append(passage)
+            rare.append(words)
     if not kept:
         return []
     triggers = [split_words(" ".join(p.words[:TRIGGER_WORDS])).hashes for p in kept]
-    watched = np.unique(np.concatenate([np.concatenate([runs(t, len(t)), t]) for t in triggers]))
-    seen = np.zeros(len(watched), np.int64)  # documents with each trigger, and with each word of one
-    for _, words in _documents(texts, tokenizer):
-        present = np.concatenate([words, *(runs(words, length) for length in {len(t) for t in triggers})])
-        at = np.minimum(np.searchsorted(watched, present), len(watched) - 1)
-        seen[np.unique(at[watched[at] == present])] += 1
+    watched = np.unique(np.concatenate([*(runs(t, len(t)) for t in triggers), np.array([w for words in rare for w in words], np.uint64)]))
+    seen = np.zeros(len(watched), np.int64)  # documents with each trigger, and with each rare word of one
+    for present in _documents(texts, tokenizer, sorted({pair for words in rare for pair in words.values()})):
+        hashes = np.concatenate([present, *(runs(present, length) for length in {len(t) for t in triggers})])
+        at = np.minimum(np.searchsorted(watched, hashes), len(watched) - 1)
+        seen[np.unique(at[watched[at] == hashes])] += 1
     signals = []
-    for passage, trigger in zip(kept, triggers, strict=True):
+    for passage, trigger, words in zip(kept, triggers, rare, strict=True):
         documents = passage.candidate.documents
-        with_trigger, with_words = (seen[np.searchsorted(watched, keys)] for keys in (runs(trigger, len(trigger)), trigger))
-        share = documents / max(int(with_trigger[0]), documents)
-        if share >= LEAST_SHARE and documents >= LEAST_RARE * int(with_words.min()) and len(passage.words) > TRIGGER_WORDS:
+        with_trigger, with_word = (int(seen[np.searchsorted(watched, keys)].min()) for keys in (runs(trigger, len(trigger)), np.array([*words], np.uint64)))
+        share = documents / max(with_trigger, documents)
+        if share >= LEAST_SHARE and documents >= LEAST_RARE * with_word:
             first, rest = passage.words[:TRIGGER_WORDS], passage.words[TRIGGER_WORDS:]
             examples = tuple(document for document, _ in passage.candidate.places)
             signals.append(Signal(" ".join(first), " ".join(rest), documents, round(share, 3), len(passage.candidate.before), examples))
     return signals
 
 
-def _documents(texts: Texts, tokenizer: Any) -> Iterator[tuple[int, np.ndarray]]:
-    """(document, hashes of the words) of every text."""
-    for document, ids in texts():
-        yield document, split_words(tokenizer.decode(ids.tolist(), skip_special_tokens=False)).hashes
+def _rare_words(passage: _Passage, tokenizer: Any) -> dict[int, tuple[int, int]]:
+    """Hash -> first two tokens of the trigger's words that take several tokens: a word that has a token of its own is common."""
+    rare = {}
+    for word in re.findall(r"\w+", " ".join(passage.words[:TRIGGER_WORDS])):
+        ids = tokenizer.encode(" " + word, add_special_tokens=False).ids
+        hashes = split_words(word).hashes
+        if len(ids) > 1 and len(hashes) == 1:
+            rare[int(hashes[0])] = (ids[0], ids[1])
+    return rare
+
+
+def _documents(texts: Texts, tokenizer: Any, pairs: list[tuple[int, int]]) -> Iterator[np.ndarray]:
+    """Hashes of the words of every text that holds one of these pairs of tokens; the others need not be decoded."""
+    wanted = np.unique(np.array([first << 32 | second for first, second in pairs], np.uint64))
+    for _, ids in texts():
+        present = ids[:-1].astype(np.uint64) << np.uint64(32) | ids[1:]
+        at = np.minimum(np.searchsorted(wanted, present), len(wanted) - 1)
+        if (wanted[at] == present).any():
+            yield split_words(tokenizer.decode(ids.tolist(), skip_special_tokens=False)).hashes
+
+
+_FACTORS = np.random.default_rng(2024).integers(0, 1 << 64, WINDOW, np.uint64) | np.uint64(1)

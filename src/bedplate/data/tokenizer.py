@@ -10,6 +10,7 @@ becomes `<|mask|>`.
 
 from __future__ import annotations
 
+import array
 import json
 import math
 import re
@@ -110,6 +111,7 @@ class Encoder:
         self.dtype = token_type(self._whole.get_vocab_size())
         self._mask = self._whole.token_to_id("<|mask|>")
         self._remember = _cuts_at_white_space(tree)
+        self._code = "H" if self.dtype.itemsize == 2 else "I"
         self._known: dict[str, bytes] = {}
         self._foreign: set[str] = set()
         self._pieces = _pattern(set())
@@ -139,7 +141,7 @@ class Encoder:
                 known.clear()
                 new = list(dict.fromkeys(pieces))
             encoded = self._literal.encode_batch_fast(new, add_special_tokens=False)
-            known.update(zip(new, (np.array(e.ids, self.dtype).tobytes() for e in encoded)))
+            known.update(zip(new, [array.array(self._code, e.ids).tobytes() for e in encoded]))
         ids = np.frombuffer(b"".join(map(known.__getitem__, pieces)), self.dtype)
         if new:
             for piece in new:
