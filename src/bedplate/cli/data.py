@@ -49,3 +49,26 @@ def component_rows(components: dict[str, dict[str, dict[str, int]]]) -> list[tup
         text = format_bytes(total["bytes"]) if total["bytes"] else ""
         rows.append((name, total["documents"], format_count(total["positions"]), text, splits["validation"]["documents"]))
     return rows
+
+
+def inspect(corpus: Path, *, to: Path | None = None, console: Here) -> None:
+    """Show what is in a corpus, and write a page with samples of each sense and what was dropped and why.
+
+    Args:
+        corpus: the corpus folder.
+        to: the HTML file to write; CORPUS.html beside the folder when left out.
+    """
+    from bedplate.data.inspect import inspect as inspect_corpus
+
+    page = to or corpus.with_name(corpus.name + ".html")
+    summary = inspect_corpus(corpus, page)
+    console.table(("component", "documents", "positions", "text", "held out"), component_rows(summary.components), title=str(corpus))
+    for title, table in (("dropped", "dropped"), ("licences", "licences"), ("personal data and secrets", "personal data"), ("repaired", "repaired")):
+        if counts := summary.counts.get(table):
+            console.table((title, "count"), list(counts.items())[:12])
+    tokens = f"{summary.vocabulary:,} tokens, {summary.bytes_per_token:.2f} bytes each" if summary.bytes_per_token else f"{summary.vocabulary:,} tokens"
+    console.print(f"{summary.documents:,} documents, {format_bytes(summary.bytes_on_disk)} on disk; {tokens}; digest {summary.digest[:16]}")
+    if summary.signals:
+        console.print(f"warning: {summary.signals} passages look planted; the page shows where they stand")
+    console.print(f"wrote {page}")
+    console.data(summary._asdict() | {"page": str(page)})

@@ -15,7 +15,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
+from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator, NullLocator
 
 from bedplate.core.narrate import number
 from bedplate.core.units import format_bytes, format_seconds
@@ -158,6 +158,34 @@ def series(values: Column) -> str:
     """A telemetry sample as a line."""
     point = np.arange(len(values), dtype=np.float64)
     return draw([Line("value", point, values, SENSE_COLOURS["series"])], x_label="point", size=(4.0, 1.6))
+
+
+def histogram(values: Column, name: str, x_label: str, bins: int = 28) -> str:
+    """How often which size occurs, sizes on a logarithmic axis where they spread over more than a factor of eight.
+
+    Args:
+        values: positive sizes.
+        name: whose colour it has: one of SENSE_COLOURS, or any other word.
+        x_label: what is counted.
+    """
+    low, high = float(values.min()), float(values.max())
+    wide = high > 8 * max(low, 1.0)
+    edges = np.geomspace(max(low, 1.0), high + 1, bins + 1) if wide else np.linspace(low - 0.5, high + 0.5, min(bins, round(high - low) + 1) + 1)
+    counts, _ = np.histogram(values, edges)
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(4.0, 1.9), layout="constrained")
+        figure.patch.set_alpha(0)
+        axes = figure.add_subplot()
+        axes.patch.set_alpha(0)
+        axes.bar(edges[:-1], counts, np.diff(edges) * 0.94, align="edge", color=SENSE_COLOURS.get(name, SPARE[7]), zorder=2)
+        if wide:
+            axes.set_xscale("log")
+            axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.yaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
+        axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.set_xlabel(x_label)
+        return _svg(figure)
 
 
 def spectrogram(sound: Column, sample_rate: int) -> bytes:

@@ -73,7 +73,7 @@ def run_page(log: RunLog) -> str:
         chosen=[{"what": "", "reason": ""} | e | {"value": _value(e.get("value"))} for e in log.named("chosen")],
         set_by_hand=[s for s in settings if s["origin"] != "default"],
         defaults=[s for s in settings if s["origin"] == "default"],
-        environment=[(name.replace("_bytes", ""), format_bytes(v) if name.endswith("_bytes") else v) for name, v in log.environment.items()],
+        environment=[(n.replace("_bytes", ""), format_bytes(number(v)) if n.endswith("_bytes") else v) for n, v in log.environment.items()],
     )
 
 
@@ -103,6 +103,11 @@ def comparison_page(comparison: Comparison) -> str:
     )
 
 
+def render(template: str, **values: Any) -> str:
+    """A page of another room in the same dress: a template of templates/ that extends base.html. Strings are escaped, `Markup` is not."""
+    return _PAGES.get_template(template).render(version=bedplate.__version__, **values)
+
+
 def code(text: str) -> Markup:
     """Text with `what stands in backticks` as code; everything in it escaped."""
     shapes = (Markup("{}"), Markup("<code>{}</code>"))
@@ -115,7 +120,10 @@ def _subtitle(log: RunLog) -> str:
     start, end = (number(log.events[index].get("t")) for index in (0, -1))
     if not (np.isfinite(start) and np.isfinite(end)):
         return log.kind
-    when = dt.datetime.fromtimestamp(start, dt.UTC).strftime("%-d %B %Y, %H:%M UTC")
+    try:
+        when = dt.datetime.fromtimestamp(start, dt.UTC).strftime("%-d %B %Y, %H:%M UTC")
+    except (ValueError, OverflowError, OSError):  # a clock that cannot be
+        return log.kind
     return f"{log.kind} · began {when} · {format_seconds(max(end - start, 0))} from first to last event"
 
 
