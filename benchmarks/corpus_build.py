@@ -1,11 +1,11 @@
 """How fast a corpus is built from raw text, end to end, and whether memory stays flat when the input grows tenfold.
 
-    python -m benchmarks.corpus_build [--megabytes 25] [--repeat 3]
+    python -m benchmarks.corpus_build [--megabytes 20] [--repeat 3]
 
-Input: real prose and code in documents of about 4 kB, each made unique by shuffling its own lines (a copy would be dropped as a duplicate
-before the tokenizer sees it), as JSONL. Timed is the whole command, from listing to the sealed folder, tokenizer training included. Memory is
-the largest sum over the building process and its workers of what belongs to each alone (USS), so that shared libraries and the page cache,
-which the system takes back when it wants, do not count.
+Input: real texts and sources as they lie (the development data, the standard library, installed packages), as many as fit into ten times
+--megabytes, and a tenth of them. Timed is the whole command, from listing to the sealed folder, start of the processes and training of the
+tokenizer included. Memory is the largest sum over the building process and its workers of what belongs to each alone (USS), so that shared
+libraries and the page cache, which the system takes back when it wants, do not count.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import json
 import shutil
 import subprocess
 import sys
+import sysconfig
 import threading
 import time
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -27,20 +27,19 @@ import psutil
 from benchmarks.inputs import SCRATCH, shared
 from benchmarks.record import append
 
-DOCUMENT_BYTES = 4096
-FILE_BYTES = 4 << 20
-
 
 def main() -> None:
     """Measure and record."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--megabytes", type=int, default=25)
+    parser.add_argument("--megabytes", type=int, default=20)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
     folder = SCRATCH / "corpus_build"
-    small, data = write_input(folder / "small", arguments.megabytes * 1_000_000, seed=0)
-    large, _ = write_input(folder / "large", arguments.megabytes * 10_000_000, seed=1)
+    texts, data = originals(arguments.megabytes * 10_000_000)
+    small = write_input(folder / "small", texts, arguments.megabytes * 1_000_000)
+    large = write_input(folder / "large", texts, arguments.megabytes * 10_000_000)
+    del texts
     rates: list[float] = []
     peaks: dict[str, list[float]] = {"small": [], "large": []}
     documents = {}
@@ -106,54 +105,39 @@ def watch(pid: int, peak: list[float]) -> None:
         time.sleep(0.05)
 
 
-def write_input(folder: Path, size: int, seed: int) -> tuple[int, str]:
-    """Write JSONL files of about `size` bytes of text; gives (bytes of text, what it is made of). An earlier input of that size is used again."""
-    texts, name = originals()
-    done = folder.with_name(folder.name + ".json")
-    if done.exists() and (found := json.loads(done.read_text()))["wanted"] == size:
-        return int(found["bytes"]), name
+def write_input(folder: Path, texts: list[str], size: int) -> int:
+    """Write texts of `size` bytes altogether as files of their own; gives the bytes written."""
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    written = number = 0
-    documents = unique_documents(texts, seed)
-    while written < size:
-        with (folder / f"part-{number:05d}.jsonl").open("w", encoding="utf-8") as handle:
-            held = 0
-            while held < FILE_BYTES and written + held < size:
-                text = next(documents)
-                handle.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
-                held += len(text.encode())
-        written += held
-        number += 1
-    done.write_text(json.dumps({"wanted": size, "bytes": written}))
-    return written, name
+    written = 0
+    for number, text in enumerate(texts):
+        if written >= size:
+            break
+        part = folder / f"{number // 1000:03d}"
+        part.mkdir(parents=True, exist_ok=True)
+        written += (part / f"{number:06d}.txt").write_bytes(text.encode("utf-8"))
+    return written
 
 
-def unique_documents(texts: list[str], seed: int) -> Iterator[str]:
-    """Documents without end: stretches of the originals, their lines in a random order."""
-    rng = np.random.default_rng(seed)
-    whole = "\n".join(texts)
-    while True:
-        start = int(rng.integers(0, len(whole) - 2 * DOCUMENT_BYTES))
-        lines = whole[start : start + int(rng.integers(DOCUMENT_BYTES // 2, 2 * DOCUMENT_BYTES))].split("\n")
-        rng.shuffle(lines)
-        yield "\n".join(lines)
-
-
-def originals() -> tuple[list[str], str]:
-    """Real texts and their name for the record."""
-    found = [path for name in ("text/litbank.zip", "text/peps.zip", "code/thealgorithms.zip") if (path := shared(name))]
-    if found:
-        texts = []
-        for path in found:
+def originals(size: int) -> tuple[list[str], str]:
+    """Real texts of about `size` bytes in a fixed random order, and their name for the record."""
+    texts, names = [], []
+    for name in ("text/litbank.zip", "text/peps.zip", "text/owasp-cheatsheets.zip", "code/thealgorithms.zip"):
+        if path := shared(name):
+            names.append(path.stem)
             with zipfile.ZipFile(path) as archive:
-                names = [n for n in archive.namelist() if n.endswith((".txt", ".rst", ".py"))]
-                texts += [archive.read(n).decode("utf-8", errors="replace") for n in names]
-        return texts, "litbank, peps and TheAlgorithms in documents of about 4 kB, lines shuffled, JSONL"
-    import sysconfig
-
-    files = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
-    return [f.read_text(encoding="utf-8", errors="replace") for f in files], "Python standard library in documents of about 4 kB, lines shuffled, JSONL"
+                members = [n for n in archive.namelist() if n.endswith((".txt", ".rst", ".md", ".py"))]
+                texts += [archive.read(n).decode("utf-8", errors="replace") for n in members]
+    held = sum(map(len, texts))
+    paths = sysconfig.get_paths()
+    files = sorted({p for root in (paths["stdlib"], paths["purelib"]) for p in Path(root).rglob("*.py") if p.stat().st_size > 500})
+    np.random.default_rng(0).shuffle(files)  # type: ignore[arg-type]
+    for file in files:
+        if held >= size:
+            break
+        texts.append(file.read_text(encoding="utf-8", errors="replace"))
+        held += len(texts[-1])
+    order = np.random.default_rng(1).permutation(len(texts))
+    return [texts[n] for n in order], ", ".join([*names, "sources of Python and installed packages"])
 
 
 if __name__ == "__main__":

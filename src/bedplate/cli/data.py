@@ -8,6 +8,7 @@ from bedplate.cli.app import Here, Overrides
 from bedplate.core.config import load
 from bedplate.core.run import Run
 from bedplate.core.units import format_bytes, format_count, format_seconds
+from bedplate.data.document import COMPONENTS
 
 
 def build(
@@ -44,7 +45,9 @@ def build(
 def component_rows(components: dict[str, dict[str, dict[str, int]]]) -> list[tuple[object, ...]]:
     """(component, documents, positions, text, held out) of a corpus."""
     rows: list[tuple[object, ...]] = []
-    for name, splits in components.items():
+    for name in COMPONENTS:
+        if (splits := components.get(name)) is None:
+            continue
         total = {key: sum(split[key] for split in splits.values()) for key in ("documents", "positions", "bytes")}
         text = format_bytes(total["bytes"]) if total["bytes"] else ""
         rows.append((name, total["documents"], format_count(total["positions"]), text, splits["validation"]["documents"]))
@@ -69,6 +72,6 @@ def inspect(corpus: Path, *, to: Path | None = None, console: Here) -> None:
     tokens = f"{summary.vocabulary:,} tokens, {summary.bytes_per_token:.2f} bytes each" if summary.bytes_per_token else f"{summary.vocabulary:,} tokens"
     console.print(f"{summary.documents:,} documents, {format_bytes(summary.bytes_on_disk)} on disk; {tokens}; digest {summary.digest[:16]}")
     if summary.signals:
-        console.print(f"warning: {summary.signals} passages look planted; the page shows where they stand")
+        console.say(f"warning: passages that look planted: {summary.signals}; the page shows where they stand")
     console.print(f"wrote {page}")
     console.data(summary._asdict() | {"page": str(page)})

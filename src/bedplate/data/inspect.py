@@ -21,7 +21,7 @@ from bedplate.core.config import flatten
 from bedplate.core.files import write_text
 from bedplate.core.units import format_bytes, format_count
 from bedplate.data.corpus import SPLITS, Corpus
-from bedplate.data.document import Component
+from bedplate.data.document import COMPONENTS, Component
 from bedplate.modality import audio, image, video
 from bedplate.report import figures
 from bedplate.report.html import render
@@ -114,18 +114,20 @@ def corpus_page(corpus: Corpus, summary: Summary) -> str:
         pictures=pictures,
         sounds=[_sound(corpus, number) for number in _spread(corpus, "audio", SOUNDS)],
         clips=[_clip(corpus, number) for number in _spread(corpus, "video", CLIPS)],
-        series=[_series(corpus, number) for number in _spread(corpus, "series", SERIES)],
+        series=[channel for number in _spread(corpus, "series", SERIES) for channel in _series(corpus, number)][:SERIES],
         texts=[_text(corpus, number) for component in ("text", "code") for number in _spread(corpus, component, TEXTS)],
         histograms=[_histogram(corpus, component) for component in corpus.components],
         tables=_tables(corpus, summary),
         specs=[(name, _spec(spec)) for name, spec in corpus.manifest.about["specs"].items()] or [("text", f"{summary.vocabulary:,} tokens")],
-        settings=[(key, json.dumps(value, ensure_ascii=False)) for key, value in flatten(corpus.manifest.settings) if value not in ({}, [], "")],
+        settings=[(key, _setting(value)) for key, value in flatten(corpus.manifest.settings) if value not in ({}, [], "")],
     )
 
 
 def _components(summary: Summary) -> list[dict[str, Any]]:
     rows = []
-    for name, splits in summary.components.items():
+    for name in COMPONENTS:
+        if (splits := summary.components.get(name)) is None:
+            continue
         total = {key: sum(split[key] for split in splits.values()) for key in ("documents", "positions", "bytes")}
         share = 100 * total["positions"] / max(1, summary.positions)
         rows.append(
@@ -180,8 +182,15 @@ def _clip(corpus: Corpus, number: int) -> dict[str, str]:
     return {"uri": data_uri(video.encode(_value(corpus, number, "video"), spec.frames_per_s), "image/gif"), "caption": _caption(corpus, number)}
 
 
-def _series(corpus: Corpus, number: int) -> dict[str, Any]:
-    return {"svg": Markup(figures.series(_value(corpus, number, "series").astype(np.float64))), "caption": _caption(corpus, number)}
+def _series(corpus: Corpus, number: int) -> list[dict[str, Any]]:
+    """The channels of a document, each behind its name."""
+    name, out = "", []
+    for segment in corpus.segments(number):
+        if segment.sense == "text":
+            name = corpus.tokenizer.decode(segment.value.tolist(), skip_special_tokens=False)
+        else:
+            out.append({"svg": Markup(figures.series(segment.value.astype(np.float64))), "caption": name.strip()})
+    return out
 
 
 def _text(corpus: Corpus, number: int) -> dict[str, str]:
@@ -200,8 +209,10 @@ def _histogram(corpus: Corpus, component: Component) -> dict[str, Any]:
     positions = np.concatenate([corpus.table(component, split).positions for split in SPLITS])
     low, middle, high = (int(np.percentile(positions, q)) for q in (5, 50, 95))
     colour = component if component in figures.SENSE_COLOURS else "code"
+    if positions.min() == positions.max():
+        return {"title": component, "middle": f"{middle:,}", "note": f"each of the {len(positions):,} documents takes as many positions", "svg": ""}
     svg = figures.histogram(positions.astype(np.float64), colour, "positions in a document")
-    return {"title": component, "middle": f"{middle:,}", "note": f"middle; nine of ten lie between {low:,} and {high:,}", "svg": Markup(svg)}
+    return {"title": component, "middle": f"{middle:,}", "note": f"in the middle; nine of ten lie between {low:,} and {high:,}", "svg": Markup(svg)}
 
 
 def _dropped(corpus: Corpus) -> dict[str, int]:
@@ -254,6 +265,12 @@ def _tables(corpus: Corpus, summary: Summary) -> list[dict[str, Any]]:
 def _privacy_note(corpus: Corpus) -> str:
     mode = corpus.manifest.settings.get("privacy", {}).get("mode", "report")
     return "Found and masked." if mode == "mask" else "Found and left in place; privacy.mode = mask takes them out."
+
+
+def _setting(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value))
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _spec(spec: dict[str, Any]) -> str:

@@ -177,7 +177,7 @@ def histogram(values: Column, name: str, x_label: str, bins: int = 28) -> str:
         figure.patch.set_alpha(0)
         axes = figure.add_subplot()
         axes.patch.set_alpha(0)
-        axes.bar(edges[:-1], counts, np.diff(edges) * 0.94, align="edge", color=SENSE_COLOURS.get(name, SPARE[7]), zorder=2)
+        axes.bar(edges[:-1], counts, np.diff(edges) * 0.94, align="edge", color=SENSE_COLOURS.get(name, SPARE[6]), zorder=2)
         if wide:
             axes.set_xscale("log")
             axes.xaxis.set_minor_locator(NullLocator())
