@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import shutil
 import subprocess
 import sys
@@ -43,13 +44,16 @@ def main() -> None:
     rates: list[float] = []
     peaks: dict[str, list[float]] = {"small": [], "large": []}
     documents = {}
+    cpu: list[float] = []
     for turn in range(arguments.repeat):
         for name, size in (("small", small), ("large", large)):
+            before = cpu_s()
             seconds, peak, documents[name] = build(folder / name, folder / f"corpus-{name}", arguments.workers)
             peaks[name].append(peak)
             print(f"turn {turn + 1}, {name}: {size / 1e6 / seconds:.2f} MB/s, peak {peak / 2**20:.0f} MiB", flush=True)
             if name == "large":
                 rates.append(size / 1e6 / seconds)
+                cpu.append((cpu_s() - before) / (size / 1e6))
     append(
         "corpus_build",
         conditions={
@@ -62,6 +66,7 @@ def main() -> None:
         },
         metrics={
             "raw_text_rate": (rates, "MB/s"),
+            "cpu_time": (cpu, "s of processor time a MB"),
             "peak_memory_small": ([peak / 2**20 for peak in peaks["small"]], "MiB"),
             "peak_memory_large": ([peak / 2**20 for peak in peaks["large"]], "MiB"),
             "peak_memory_ratio_tenfold": ([b / a for a, b in zip(peaks["small"], peaks["large"])], "ratio"),
@@ -86,6 +91,12 @@ def build(source: Path, corpus: Path, workers: int) -> tuple[float, float, int]:
     kept = sum(json.loads(out)["counts"]["kept"].values())
     shutil.rmtree(corpus)
     return seconds, peak[0], kept
+
+
+def cpu_s() -> float:
+    """Processor time of all finished children, theirs included."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def watch(pid: int, peak: list[float]) -> None:

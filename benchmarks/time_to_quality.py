@@ -23,7 +23,7 @@ from benchmarks.record import append
 from benchmarks.training import build_text_corpus, model_config, token_rows, train_ours
 
 CONTEXT = 512
-PEER_ROWS_PER_STEP = 16
+PEER_ROWS_PER_STEP = 4
 LEARNING_RATES = (1e-3, 3e-3, 9e-3)
 
 
@@ -49,8 +49,8 @@ def our_run(corpus: Path, folder: Path, seconds: float) -> tuple[float, float, d
 def main() -> None:
     """Measure and record."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=64, help="steps of each Trainer run")
-    parser.add_argument("--shares", type=float, nargs="+", default=[0.4, 0.5, 0.75, 1.0])
+    parser.add_argument("--steps", type=int, default=256, help="steps of each Trainer run")
+    parser.add_argument("--shares", type=float, nargs="+", default=[0.2, 0.3, 0.4, 0.5, 0.75, 1.0])
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

@@ -25,10 +25,11 @@ Method = Literal["probe", "finetune", "scratch"]
 METHODS: tuple[Method, ...] = ("probe", "finetune", "scratch")
 
 LEARNING_RATES = (5e-4, 2e-3)
-"""Both are tried on held-out labels where there are enough; else the first is taken for the base, the second from scratch."""
-ENOUGH_TO_HOLD_OUT = 50
+"""Both are tried on held-out labels (see HOLD_OUT); else the first is taken for the base, the second from scratch."""
+HOLD_OUT = range(50, 500)
+"""With so many labels a fifth is held out to choose the learning rate; fewer are too few, and with more it hardly matters."""
 BATCH = 32
-STEPS = {10: 60, 100: 120, 1000: 300}
+STEPS = {10: 60, 100: 120, 1000: 200}
 """Labels -> steps of gradient descent; between them the next larger."""
 
 Documents = Sequence[Sequence[StoredSegment]]
@@ -108,7 +109,7 @@ def trained(
 ) -> Int[np.ndarray, "m"]:
     """Predictions for `test` of the network trained on some labels, from the base or from scratch."""
     rates = LEARNING_RATES
-    if len(labels) >= ENOUGH_TO_HOLD_OUT:
+    if len(labels) in HOLD_OUT:
         held_out = np.random.default_rng(seed).permutation(len(labels)) < len(labels) // 5
         kept, judged = np.flatnonzero(~held_out), np.flatnonzero(held_out)
         part, rest = [documents[int(i)] for i in kept], [documents[int(i)] for i in judged]
