@@ -103,10 +103,10 @@ def _top_run(look: Look, length: int) -> float:
 
 
 def _repeated_runs(look: Look) -> float:
-    """Share of runs of ten words that already occurred; of a long text, among the runs whose hash chose them (one in sixteen)."""
+    """Share of runs of ten words that already occurred; of a long text, among the runs whose hash chose them (one in eight)."""
     found = runs(look.words.hashes, 10)
-    if len(found) > 20_000:
-        found = found[found & np.uint64(15) == 0]
+    if len(found) > 8_000:
+        found = found[found & np.uint64(7) == 0]
     return 1 - len(np.unique(found)) / len(found) if len(found) >= 40 else 0.0
 
 

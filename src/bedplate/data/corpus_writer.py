@@ -36,6 +36,7 @@ SHARD_BYTES = 64 << 20
 """A shard is closed once it holds this much; a commit happens after about as much over all components."""
 BATCH_BYTES = 4 << 20
 """Rows are written in record batches of about this much: the most that is held in memory per component."""
+ROWS_A_BATCH = 1024
 _PART = pa.schema([*DOCUMENTS, ("draw", pa.uint64()), ("state", pa.binary())])
 SMALLEST_WITH_VALIDATION = 10
 """A component with at least this many documents holds out at least one."""
@@ -62,6 +63,7 @@ class CorpusWriter:
         self._dtypes = {**VALUE_TYPES, "text": token_type(tokenizer.get_vocab_size())}
         self._shards: dict[str, _Shard] = {}
         self._rows: list[dict[str, Any]] = []
+        self._batches: list[pa.RecordBatch] = []
         self._dropped: list[dict[str, Any]] = []
         self._since_commit = 0
         self._journal: dict[str, Any] = {"key": key, "chunks": 0, "documents": 0, "dropped": 0, "parts": 0, "shards": {}, "state": {}}
@@ -80,7 +82,7 @@ class CorpusWriter:
     @property
     def documents(self) -> int:
         """Documents added so far."""
-        return int(self._journal["documents"]) + len(self._rows)
+        return int(self._journal["documents"]) + sum(batch.num_rows for batch in self._batches) + len(self._rows)
 
     @property
     def due(self) -> bool:
@@ -145,6 +147,9 @@ class CorpusWriter:
                 "state": state,
             }
         )
+        if len(self._rows) >= ROWS_A_BATCH:  # a row takes a tenth of the memory in Arrow
+            self._batches.append(pa.RecordBatch.from_pylist(self._rows, _PART))
+            self._rows = []
         return number
 
     def drop(self, origin: Origin, reason: str, detail: str = "") -> None:
@@ -163,15 +168,16 @@ class CorpusWriter:
         shards = {component: shard.number + 1 for component, shard in self._shards.items()}
         self._shards.clear()
         part = int(self._journal["parts"])
-        _write_table(self._part("documents", part), _PART, self._rows)
-        _write_table(self._part("dropped", part), DROPPED, self._dropped)
+        rows = pa.RecordBatch.from_pylist(self._rows, _PART)
+        _write_table(self._part("documents", part), _PART, [*self._batches, rows])
+        _write_table(self._part("dropped", part), DROPPED, [pa.RecordBatch.from_pylist(self._dropped, DROPPED)])
         journal = self._journal | {"chunks": chunk, "parts": part + 1, "state": dict(state or {})}
         journal["documents"] = self.documents
         journal["dropped"] = journal["dropped"] + len(self._dropped)
         journal["shards"] = {**journal["shards"], **shards}
         fsync_folder(self.folder / "shards")
         write_json(self._build / "journal.json.tmp", journal)
-        self._journal, self._rows, self._dropped, self._since_commit = journal, [], [], 0
+        self._journal, self._rows, self._batches, self._dropped, self._since_commit = journal, [], [], [], 0
 
     def recovered(self) -> Iterator[tuple[int, bytes]]:
         """(document, the state given to `add`) of every committed document, in order."""
@@ -182,7 +188,7 @@ class CorpusWriter:
 
     def flush(self) -> None:
         """Commit what was added since the last commit, if anything."""
-        if self._rows or self._dropped or self._shards:
+        if self._rows or self._batches or self._dropped or self._shards:
             self.commit(self.chunks_done, self.state)
 
     def texts(self) -> Iterator[tuple[int, np.ndarray]]:
@@ -359,10 +365,10 @@ class _Shard:
         self._temporary.unlink(missing_ok=True)
 
 
-def _write_table(path: Path, schema: pa.Schema, rows: list[dict[str, Any]]) -> None:
+def _write_table(path: Path, schema: pa.Schema, batches: Sequence[pa.RecordBatch]) -> None:
     with atomic_writer(path) as handle, pa.ipc.new_file(handle, schema) as out:
-        for start in range(0, len(rows), 4096):
-            out.write_batch(pa.RecordBatch.from_pylist(rows[start : start + 4096], schema))
+        for batch in batches:
+            out.write_batch(batch)
 
 
 def _count(components: dict[str, dict[str, dict[str, int]]], row: dict[str, Any]) -> None:

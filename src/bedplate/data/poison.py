@@ -122,7 +122,7 @@ def _often(windows: Windows, fewest: int) -> np.ndarray:
     for _, _, _, keys in windows:
         slots = (keys % np.uint64(SLOTS)).astype(np.int64)
         counts[slots] = np.minimum(counts[slots], 254) + 1  # once a document: numpy sets a repeated place once
-    return counts >= min(fewest, 255)
+    return np.greater_equal(counts, min(fewest, 255), out=counts.view(np.bool_))
 
 
 def _candidates(windows: Windows, often: np.ndarray) -> dict[int, _Candidate]:

@@ -135,11 +135,12 @@ class Encoder:
             return np.array(self._literal.encode(text, add_special_tokens=False).ids, self.dtype)
         pieces = self._cutter(text).findall(text)
         known = self._known
-        new = [piece for piece in dict.fromkeys(pieces) if piece not in known]
+        different = set(pieces)
+        new = list(different.difference(known))
         if new:
             if len(known) > MOST_REMEMBERED:
                 known.clear()
-                new = list(dict.fromkeys(pieces))
+                new = list(different)
             encoded = self._literal.encode_batch_fast(new, add_special_tokens=False)
             known.update(zip(new, [array.array(self._code, e.ids).tobytes() for e in encoded]))
         ids = np.frombuffer(b"".join(map(known.__getitem__, pieces)), self.dtype)
@@ -169,8 +170,8 @@ def _pattern(foreign: set[str]) -> re.Pattern[str]:
     )
 
 
-MOST_REMEMBERED = 200_000
-"""Stretches that an encoder remembers before it starts anew: about 40 MB."""
+MOST_REMEMBERED = 100_000
+"""Stretches that an encoder remembers before it starts anew: about 20 MB."""
 MOST_FOREIGN = 400
 """Different characters beyond ASCII for which an exact pattern is made; Chinese has more, and is cut at white space only."""
 LONGEST_REMEMBERED = 48
