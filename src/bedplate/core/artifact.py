@@ -6,6 +6,7 @@ The manifest is written last, so a folder with a manifest is complete. Lineage i
 from __future__ import annotations
 
 import datetime as dt
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,12 +37,14 @@ class Manifest:
     about: Mapping[str, Any] = field(default_factory=dict)
     made_by: str = ""
     made_at: str = ""
+    sealed_as: str = ""
+    """The digest it was sealed with, where reading migrated it since: children know it by that one."""
 
     @property
     def digest(self) -> str:
         """Hex digest over kind, format, files, parents, settings and about. No clock, no version: equal results are equal."""
-        import json
-
+        if self.sealed_as:
+            return self.sealed_as
         content = {"kind": self.kind, "format": self.format, "files": dict(self.files), "parents": dict(self.parents)}
         content |= {"settings": dict(self.settings), "about": dict(self.about)}
         return sha256_bytes(json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode())
@@ -75,7 +78,8 @@ def seal(
         made_by=f"bedplate {bedplate.__version__}",
         made_at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
     )
-    write_json(folder / MANIFEST, {**{k: getattr(manifest, k) for k in Manifest.__dataclass_fields__}, "digest": manifest.digest})
+    written = {k: getattr(manifest, k) for k in Manifest.__dataclass_fields__ if k != "sealed_as"}
+    write_json(folder / MANIFEST, {**written, "digest": manifest.digest})
     return manifest
 
 
@@ -96,7 +100,7 @@ def read_manifest(folder: Path, kind: str | None = None) -> Manifest:
         found, number = raw["kind"], raw["format"]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise IntegrityError(f"{path} is damaged: {error}", "make the artifact again or restore it from a copy") from error
-    if found not in FORMATS or not isinstance(number, int):
+    if not isinstance(found, str) or found not in FORMATS or not isinstance(number, int):
         raise IntegrityError(f"{path} is of unknown kind {found!r} format {number!r}", f"known kinds: {', '.join(FORMATS)}")
     if number > FORMATS[found]:
         raise IntegrityError(
@@ -104,10 +108,10 @@ def read_manifest(folder: Path, kind: str | None = None) -> Manifest:
             f"it was made by {raw.get('made_by')}; update Bedplate",
         )
     try:
-        if Manifest(**raw).digest != claimed:
+        if "sealed_as" in raw or Manifest(**raw).digest != claimed:
             raise IntegrityError(f"{path} does not match its own digest", "it was edited after it was made; restore it from a copy")
         while raw["format"] < FORMATS[found]:
-            raw = MIGRATIONS[(found, raw["format"])](raw)
+            raw = MIGRATIONS[(found, raw["format"])](raw) | {"sealed_as": claimed}
         manifest = Manifest(**raw)
     except (TypeError, KeyError, ValueError) as error:
         raise IntegrityError(f"{path} is damaged: {error}", "make the artifact again or restore it from a copy") from error
@@ -139,5 +143,11 @@ def verify(folder: Path, kind: str | None = None) -> Manifest:
 
 def _files(folder: Path) -> list[str]:
     """Names of the files an artifact answers for: all but the manifest itself and what a killed writer left behind."""
-    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() and not path.name.endswith(".tmp"))
-    return sorted(name for name in names if name != MANIFEST)
+    names = []
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink():  # what it points to can change without the folder changing
+            raise IntegrityError(f"{folder}: {name} is a link", "an artifact holds plain files only; put a copy there and make it again")
+        if path.is_file() and name != MANIFEST and not path.name.endswith(".tmp"):
+            names.append(name)
+    return sorted(names)

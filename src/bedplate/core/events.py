@@ -57,7 +57,7 @@ class EventLog:
             raise KeyError(f"{event!r} is not in EVENTS")
         record = {"t": round(self._clock(), 3), "event": event, **{k: _plain(v) for k, v in fields.items()}}
         if self._descriptor is not None:
-            os.write(self._descriptor, (json.dumps(record, ensure_ascii=False) + "\n").encode())
+            os.write(self._descriptor, (json.dumps(record, ensure_ascii=False) + "\n").encode(errors="backslashreplace"))
         for listener in self._listeners:
             listener(record)
 
@@ -96,6 +96,8 @@ def _ends_with_newline(path: Path) -> bool:
 def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
+    if hasattr(value, "tolist"):  # a number or an array of numpy or torch
+        return _plain(value.tolist())
     if isinstance(value, dict):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):

@@ -34,7 +34,7 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _take_lock(self._lock)
         except BlockingIOError as error:
             owner = os.pread(self._lock, 32, 0).decode(errors="replace").strip()
             os.close(self._lock)
@@ -58,7 +58,11 @@ class Run:
     ) -> Self:
         """Lock the folder, write run.toml, and say that the run started."""
         run = cls(folder, kind, listeners)
-        write_text(folder / "run.toml", f"# kind: {kind}\n" + to_toml(resolved))
+        try:
+            write_text(folder / "run.toml", f"# kind: {kind}\n" + to_toml(resolved))
+        except BaseException:
+            run.close()
+            raise
         run.events.emit("run_started", kind=kind, settings=to_mapping(resolved.value), environment=environment())
         return run
 
@@ -68,7 +72,9 @@ class Run:
         return time.monotonic() - self._started
 
     def close(self) -> None:
-        """Release the lock."""
+        """Release the lock. Closing twice does no harm."""
+        if self._stop.is_set():
+            return
         self._stop.set()
         self.events.close()
         os.close(self._lock)
@@ -96,6 +102,22 @@ class Run:
                 self._beat()
             except OSError:  # the folder was removed under us: nothing left to tell
                 return
+
+
+def _take_lock(descriptor: int) -> None:
+    """Take the lock. Somebody who asks for the state holds it for an instant, so only a refusal that lasts counts.
+
+    Raises:
+        BlockingIOError: another process has it.
+    """
+    for _ in range(50):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.01)
+        else:
+            return
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def run_state(folder: Path) -> str:

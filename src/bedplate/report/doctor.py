@@ -52,7 +52,7 @@ def failed(log: RunLog) -> Diagnosis | None:
     """The job ended with an error, which says itself what to do."""
     if log.state != "failed":
         return None
-    event = log.named("run_failed")[-1]
+    event = next(reversed(log.named("run_failed")), {})
     hint = str(event.get("hint") or "see trace.txt in the run folder")
     return Diagnosis("failed", 1.0, (f"error: {event.get('error', 'unknown')}",), hint)
 
@@ -62,7 +62,7 @@ def died(log: RunLog) -> Diagnosis | None:
     if log.state != "interrupted" or not log.events:
         return None
     last, saved = log.events[-1], log.named("checkpoint_saved")
-    at = f" at step {log.steps[-1]['step']:,}" if log.steps else ""
+    at = f" at step {number(log.steps[-1]['step']):,.0f}" if log.steps else ""
     evidence = [f"the last event is {last['event']!r}{at}; nobody holds the run's lock"]
     use, limit = _memory(log)
     if limit and use.size and use.max() > NEAR_LIMIT * limit:
@@ -106,8 +106,8 @@ def spike(log: RunLog) -> Diagnosis | None:
     if not told and not seen:
         return None
     evidence = [f"step {at:,}: loss {value:.3f} where {usual:.3f} was usual" for at, value, usual in seen[:4]]
-    at = seen[0][0] if seen else int(number(told[0].get("step")))
-    change = f"look at what it read: `bedplate data trace {log.folder} --step {at}`; if the data is sound, {_gentler(log)}"
+    at = seen[0][0] if seen else number(told[0].get("step"))
+    change = f"look at what it read: `bedplate data trace {log.folder} --step {at:.0f}`; if the data is sound, {_gentler(log)}"
     return Diagnosis("spike", 0.9 if told and seen else 0.75, (*evidence, *_health_lines(told)), change)
 
 
