@@ -253,11 +253,12 @@ def _read_range(path: Path, start: int, end: int) -> bytes:
             handle.seek(at - 1)
             window = handle.read(longest_line + 1)
             newline = window.find(b"\n")
-            if newline >= 0 or not window:
+            if newline >= 0:
                 return at + newline
-            while at < start + (1 << 62) and len(window) > 1 and window[1] & 0xC0 == 0x80:  # inside a UTF-8 character
-                at, window = at + 1, window[1:]
-            return at
+            if len(window) <= longest_line:  # the last line, which has no end: it belongs to the range it began in
+                return at - 1 + len(window)
+            inside = next((n for n, byte in enumerate(window[1:5]) if byte & 0xC0 != 0x80), 0)
+            return at + inside  # never in the middle of a UTF-8 character
 
         first, last = boundary(start), boundary(end)
         handle.seek(first)

@@ -40,9 +40,9 @@ def decode_pieces(data: bytes, spec: VideoSpec, most_pieces: int = 64) -> list[F
             due = 0.0
             for index, frame in enumerate(container.decode(stream)):
                 at = float(frame.time) if frame.time is not None else index / spec.frames_per_s
-                if at + 1e-6 < due:
+                if at + 0.25 / spec.frames_per_s < due:  # clocks of files are rounded
                     continue
-                due = max(due, at) + 1 / spec.frames_per_s
+                due = max(due + 1 / spec.frames_per_s, at)
                 frames.append(fit(frame.to_image(), size))
                 if len(frames) >= spec.max_frames * most_pieces:
                     break
