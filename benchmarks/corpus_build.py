@@ -113,7 +113,7 @@ def watch(pid: int, peak: list[float]) -> None:
         except psutil.NoSuchProcess:
             return
         peak[0] = max(peak[0], total)
-        time.sleep(0.05)
+        time.sleep(0.4)  # reading it costs the watched process time
 
 
 def write_input(folder: Path, texts: list[str], size: int) -> int:

@@ -82,7 +82,8 @@ class CorpusWriter:
     @property
     def documents(self) -> int:
         """Documents added so far."""
-        return int(self._journal["documents"]) + sum(batch.num_rows for batch in self._batches) + len(self._rows)
+        held: int = sum(batch.num_rows for batch in self._batches) + len(self._rows)
+        return int(self._journal["documents"]) + held
 
     @property
     def due(self) -> bool:

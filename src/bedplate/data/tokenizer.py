@@ -170,8 +170,8 @@ def _pattern(foreign: set[str]) -> re.Pattern[str]:
     )
 
 
-MOST_REMEMBERED = 100_000
-"""Stretches that an encoder remembers before it starts anew: about 20 MB."""
+MOST_REMEMBERED = 50_000
+"""Stretches that an encoder remembers before it starts anew: about 10 MB; a larger memory is hardly asked more often."""
 MOST_FOREIGN = 400
 """Different characters beyond ASCII for which an exact pattern is made; Chinese has more, and is cut at white space only."""
 LONGEST_REMEMBERED = 48
