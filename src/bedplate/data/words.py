@@ -40,16 +40,12 @@ def split_words(text: str) -> Words:
         return Words(np.zeros(0, np.uint64), empty, empty, np.zeros(0, bool))
     word, letter, alone, mixed = _tables()
     inside = word[data]
-    own = alone[data]
-    begins = inside & (np.concatenate([[True], ~inside[:-1]]) | own)
-    # A character that is a word of its own also ends after its three bytes.
-    after_own = np.zeros(len(data) + 3, bool)
-    after_own[3:][own] = True
-    begins |= inside & after_own[: len(data)]
-    start = np.flatnonzero(begins)
-    gaps = np.flatnonzero(~inside)
-    next_gap = np.append(gaps, len(data))[np.searchsorted(gaps, start)]
-    end = np.minimum(next_gap, np.append(start[1:], len(data)))
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], inside, [False]])))
+    start, end = edges[::2], edges[1::2]
+    if data.max() >= 0xE3 and (own := np.flatnonzero(alone[data])).size:
+        # A character that is a word of its own begins one, and ends it after its three bytes.
+        start = np.unique(np.concatenate([start, own, own[inside[np.minimum(own + 3, len(data) - 1)] & (own + 3 < len(data))] + 3]))
+        end = np.minimum(end[np.searchsorted(end, start, "right")], np.append(start[1:], len(data)))
     power, inverse = _powers(1 << max(10, len(data).bit_length()))
     prefix = np.zeros(len(data) + 1, np.uint64)
     np.cumsum(mixed[data] * power[: len(data)], out=prefix[1:])
