@@ -13,8 +13,7 @@ import torch
 from jaxtyping import Float
 
 from bedplate.data.corpus_format import StoredSegment
-from bedplate.data.loader import cut_positions
-from bedplate.data.packing import PackingSettings, assemble
+from bedplate.data.packing import PackingSettings, assemble, cut_positions
 from bedplate.modality.sequence import PADDING, Batch
 from bedplate.modality.sequence import Sequence as Positions
 from bedplate.modality.specs import CONTINUOUS, SENSES

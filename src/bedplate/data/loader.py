@@ -1,35 +1,42 @@
 """Loader: rows of a corpus as batches. Everything is a pure function of (seed, row, context): no state, nothing to save, nothing to replay.
 
-    corpus tables --shuffle(seed, epoch)--> Plan --row--> Slices --assemble--> positions --> Batch
+    corpus tables --shuffle(seed, component, context, epoch)--> Plan --row--> Slices --assemble--> positions --> Batch
     global row --Mixture--> component and its row --> epoch and row within it
 
-A context warm-up changes `context` and counts rows in the new width from the same number of positions on (pretrain/schedule.py). Rows of
-another width are shuffled anew, so what an earlier stage saw comes again only as often as chance has it. With several processes each takes
-its part of a step's rows; the loader need not know.
+A context warm-up changes `context` and counts rows in the new width from the same number of positions on (pretrain/schedule.py), so epochs
+go on where they were. Rows of another width are shuffled anew: the rest of the epoch is a fresh draw from all documents, not those that the
+earlier stage left, and what it saw comes again as often as chance has it, never by rule. With several processes, rank r of w takes rows
+first + rows * r // w up to first + rows * (r + 1) // w of a step; the loader need not know.
 """
 
 from __future__ import annotations
 
 import functools
+import threading
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
-from bedplate.core.errors import DataError
+from bedplate.core.errors import ConfigError, DataError, did_you_mean
 from bedplate.data.corpus import Corpus, Split
 from bedplate.data.document import COMPONENTS, Component
 from bedplate.data.mixture import Mixture, tempered
-from bedplate.data.packing import PackingSettings, Plan, Slice, assemble, fill_in_middle
+from bedplate.data.packing import PackingSettings, assemble, cut_piece, fill_in_middle
+from bedplate.data.rows import Plan, Slice, StreamPlan, WholePlan, stream_rows
 from bedplate.modality.sequence import PADDING, Batch
 from bedplate.modality.sequence import Sequence as Positions
-from bedplate.modality.specs import SENSES
 
 STREAMS: tuple[Component, ...] = ("text", "code")
 """Components that are cut into rows wherever a row ends."""
 
 SHORTEST_FIM = 16
+"""Tokens that a piece must have for its middle to be filled in."""
+
+PLANS_KEPT = 2 * len(COMPONENTS)
+"""A plan takes 20 bytes a document; more than this epoch's and the next one's are not needed."""
 
 
 @dataclass(frozen=True)
@@ -60,21 +67,22 @@ class TracedDocument(NamedTuple):
 
 
 class Loader:
-    """Batches of a corpus's split."""
+    """Batches of a corpus's split. May be used by several threads at once.
+
+    Raises:
+        ConfigError: the mixture names what is no component.
+        DataError: the corpus, or its split, does not have what the mixture wants.
+    """
 
     def __init__(self, corpus: Corpus, settings: LoaderSettings, split: Split = "train") -> None:
         self.corpus, self.settings, self.split = corpus, settings, split
         self.special_ids, self.specs = corpus.special_ids, corpus.specs
         self.tables = {c: table for c in corpus.components if len((table := corpus.table(c, split)).document)}
         self.positions = {c: int(table.positions.sum()) for c, table in self.tables.items()}
-        wanted = {c: settings.mixture[c] for c in COMPONENTS if c in settings.mixture and c in self.tables}
-        foreign = [name for name in settings.mixture if name not in corpus.components]
-        if foreign:
-            raise DataError(f"the mixture wants {foreign[0]!r}, which the corpus does not have", f"it has {', '.join(corpus.components)}")
-        if not self.tables:
-            raise DataError(f"the {split} split has no documents", "build the corpus from more input")
-        self.mixture = Mixture(wanted or tempered(self.positions), settings.seed)
-        self._plan = functools.lru_cache(maxsize=64)(self._make_plan)
+        self.mixture = Mixture(self._weights(), settings.seed)
+        self._plan = functools.lru_cache(maxsize=PLANS_KEPT)(self._make_plan)
+        self._whole_starts: dict[tuple[Component, int], list[int]] = {}
+        self._counting = threading.Lock()
 
     def batch(self, first_row: int, rows: int, context: int) -> Batch:
         """Rows first_row .. first_row + rows - 1 as numpy.
@@ -108,20 +116,44 @@ class Loader:
         """How often the most repeated component has been read after `row` rows."""
         return max(self.mixture.rows_before(c, row) / self._plan(c, 0, context).rows for c in self.mixture.components)
 
+    def _weights(self) -> dict[Component, float]:
+        asked = self.settings.mixture
+        for name in asked:
+            if name not in COMPONENTS:
+                raise ConfigError(f"the mixture names {name!r}", did_you_mean(name, COMPONENTS))
+            if name not in self.corpus.components:
+                raise DataError(f"the mixture wants {name!r}, which the corpus does not have", f"it has {', '.join(self.corpus.components)}")
+        if not self.tables:
+            raise DataError(f"the {self.split} split has no documents", "build the corpus from more input")
+        if not asked:
+            return tempered(self.positions)
+        weights = {c: asked[c] for c in COMPONENTS if c in asked and c in self.tables}
+        if not any(weights.values()):
+            raise DataError(f"the {self.split} split has nothing of what the mixture wants", f"it has {', '.join(self.tables)}")
+        return weights
+
     def _slices(self, row: int, context: int) -> tuple[Component, int, list[Slice]]:
         component, index = self.mixture.pick(row)  # index: its row among all of its epochs
-        epoch = 0
-        while index >= (plan := self._plan(component, epoch, context)).rows:
-            index -= plan.rows
-            epoch += 1
-        return component, epoch, plan.row(index)
+        if component in STREAMS:
+            epoch, number = divmod(index, stream_rows(self.positions[component], context))
+        else:
+            epoch, number = self._whole_row(component, index, context)
+        return component, epoch, self._plan(component, epoch, context).row(number)
+
+    def _whole_row(self, component: Component, index: int, context: int) -> tuple[int, int]:
+        """(epoch, row in it): how many rows whole documents fill differs a little from epoch to epoch, so they are counted, once."""
+        with self._counting:
+            starts = self._whole_starts.setdefault((component, context), [0])
+            while starts[-1] <= index:
+                starts.append(starts[-1] + self._plan(component, len(starts) - 1, context).rows)
+        epoch = bisect_right(starts, index) - 1
+        return epoch, index - starts[epoch]
 
     def _make_plan(self, component: Component, epoch: int, context: int) -> Plan:
         table = self.tables[component]
-        rng = np.random.default_rng([self.settings.seed, 2, COMPONENTS.index(component), epoch])
-        order = rng.permutation(len(table.document))
-        stream = component in STREAMS
-        return Plan(table.document[order], table.positions[order], context, whole=not stream, rng=rng if stream else None)
+        rng = np.random.default_rng([self.settings.seed, 2, COMPONENTS.index(component), context, epoch])
+        kind = StreamPlan if component in STREAMS else WholePlan
+        return kind(table.document, table.positions, context, rng)
 
     def _collate(self, rows: Sequence[int], context: int) -> Batch:
         shape = (len(rows), context)
@@ -164,7 +196,8 @@ class Loader:
         if component in STREAMS and len(segments) == 1:
             return self._text_piece(component, epoch, part, segments[0].value)
         rng = np.random.default_rng([self.settings.seed, 3, epoch, part.document])
-        return cut_positions(assemble(segments, self.specs, self.special_ids, rng, self.settings.packing), part.start, part.end)
+        whole = assemble(segments, self.specs, self.special_ids, rng, self.settings.packing)
+        return cut_piece(whole, part.start, part.end, self.special_ids)
 
     def _text_piece(self, component: Component, epoch: int, part: Slice, ids: np.ndarray) -> Positions:
         """The fast path: tokens copied straight from the mapped shard, `<|endoftext|>` at both ends of the document."""
@@ -187,31 +220,3 @@ class Loader:
                 tokens[inner] = fill_in_middle(tokens[inner], self.special_ids, rng)
         zeros = np.zeros(length, np.int8)
         return Positions(tokens, zeros, zeros, wanted)
-
-
-def cut_positions(whole: Positions, start: int, end: int) -> Positions:
-    """Positions start..end of a sequence with the units that stand there. A first position that lost what stood before it is no target."""
-    if start == 0 and end >= len(whole):
-        return whole
-    here = slice(start, min(end, len(whole)))
-    sense, token_loss = whole.sense[here], whole.token_loss[here].copy()
-    token_loss[:1] = False
-    kept: dict[str, slice] = {}
-    unit_loss = {}
-    for name in whole.units:
-        number = SENSES.index(name)
-        first = int((whole.sense[: here.start] == number).sum())
-        kept[name] = slice(first, first + int((sense == number).sum()))
-        unit_loss[name] = whole.unit_loss[name][kept[name]].copy()
-        if len(sense) and sense[0] == number:
-            unit_loss[name][:1] = False
-    present = [name for name in whole.units if kept[name].stop > kept[name].start]
-    return Positions(
-        tokens=whole.tokens[here],
-        sense=sense,
-        block=whole.block[here],
-        token_loss=token_loss,
-        units={name: whole.units[name][kept[name]] for name in present},
-        grid={name: whole.grid[name][kept[name]] for name in present},
-        unit_loss={name: unit_loss[name] for name in present},
-    )

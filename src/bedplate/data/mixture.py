@@ -7,6 +7,7 @@ so that any stretch of training sees the mixture and the n-th row of a component
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -41,8 +42,8 @@ class Mixture:
         if unknown:
             raise ConfigError(f"the mixture names {unknown[0]!r}", did_you_mean(unknown[0], COMPONENTS))
         total = sum(weights.values())
-        if total <= 0 or min(weights.values()) < 0:
-            raise ConfigError("the mixture's weights must be positive", "give at least one component a weight above 0")
+        if not 0 < total < math.inf or min(weights.values()) < 0:
+            raise ConfigError("the mixture's weights must be positive numbers", "give at least one component a weight above 0")
         self.components = [name for name, weight in weights.items() if weight > 0]
         exact = np.array([weights[name] / total * BLOCK for name in self.components])
         counts = np.maximum(np.floor(exact).astype(int), 1)  # a component that is wanted at all is in every block

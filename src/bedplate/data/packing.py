@@ -1,23 +1,24 @@
-"""Packing: stored documents to sequences, and sequences to rows of a fixed number of positions.
+"""Packing: a stored document as a sequence of positions, with what is given and what is to be predicted; and pieces of a sequence.
 
-Text and code are a stream: documents in shuffled order, cut into rows wherever a row ends. Other components stay whole: as many documents as
-fit, then padding; only what is longer than a row goes on in the next one. Plans are pure functions of the lengths and the seed.
+What is random here (which of a pair comes first, how much of a picture is given, whether a middle is filled in) is drawn from a generator
+that the loader makes from (seed, epoch, document).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Int
 
 from bedplate.core.errors import ConfigError
 from bedplate.data.corpus_format import StoredSegment
+from bedplate.data.rows import MARKS
 from bedplate.modality.senses import HANDLERS
 from bedplate.modality.sequence import Sequence as Positions
-from bedplate.modality.specs import SENSES, ContinuousSense, SenseSpecs
+from bedplate.modality.specs import CONTINUOUS, SENSES, ContinuousSense, SenseSpecs
+from bedplate.modality.units import Units
 
 
 @dataclass(frozen=True)
@@ -41,64 +42,6 @@ class PackingSettings:
                 raise ConfigError(f"data.packing.{name} = {getattr(self, name)} is not a share", "give it a number from 0 to 1")
 
 
-class Slice(NamedTuple):
-    """Part of a document in a row: positions start..end of the document as it is assembled."""
-
-    document: int
-    start: int
-    end: int
-
-
-class Plan:
-    """The rows of one component in one epoch."""
-
-    def __init__(
-        self, documents: Int[np.ndarray, "d"], lengths: Int[np.ndarray, "d"], context: int, whole: bool, rng: np.random.Generator | None = None
-    ) -> None:
-        """Lay documents out.
-
-        Args:
-            documents: numbers in their order.
-            lengths: positions of each.
-            context: positions in a row.
-            whole: keep those together that fit a row.
-            rng: shuffles the rows, so that a step does not read neighbouring parts of one long document.
-        """
-        self.documents, self.lengths, self.context = documents, lengths, context
-        self.starts = _aligned_starts(lengths, context) if whole else np.concatenate([[0], np.cumsum(lengths.astype(np.int64))])
-        self.rows = int(-(-self.starts[-1] // context))
-        self.order = np.arange(self.rows) if rng is None else rng.permutation(self.rows)
-
-    def row(self, row: int) -> list[Slice]:
-        """What a row holds, in order."""
-        begin = int(self.order[row]) * self.context
-        end = begin + self.context
-        first = int(np.searchsorted(self.starts, begin, "right")) - 1
-        parts = []
-        for index in range(max(first, 0), len(self.documents)):
-            at = int(self.starts[index])
-            if at >= end:
-                break
-            low, high = max(begin - at, 0), min(end - at, int(self.lengths[index]))
-            if low < high:
-                parts.append(Slice(int(self.documents[index]), low, high))
-        return parts
-
-
-def _aligned_starts(lengths: Int[np.ndarray, "d"], context: int) -> Int[np.ndarray, "d+1"]:
-    """Next-fit: where each document starts so that none that fits a row crosses a row's end; last, where everything ends."""
-    starts = np.empty(len(lengths) + 1, np.int64)
-    at = 0
-    for index, length in enumerate(lengths.tolist()):
-        left = context - at % context
-        if length > left and left < context:
-            at += left
-        starts[index] = at
-        at += length
-    starts[-1] = at
-    return starts
-
-
 def assemble(
     segments: Sequence[StoredSegment], specs: SenseSpecs, special_ids: Mapping[str, int], rng: np.random.Generator, settings: PackingSettings
 ) -> Positions:
@@ -118,16 +61,14 @@ def assemble(
         segments = segments[1:] if rng.random() < settings.caption_drop else segments
     elif pair:
         segments, looked_at = [segments[1], segments[0]], True
-    builder = _Builder(special_ids)
+    cuts = [None if s.sense == "text" else HANDLERS[s.sense].cut(s.value, getattr(specs, s.sense)) for s in segments]
+    builder = _Builder(2 + sum(len(s.value) if cut is None else len(cut.values) + MARKS for s, cut in zip(segments, cuts)), special_ids)
     builder.token("<|endoftext|>", target=False)
-    for segment in segments:
-        if segment.sense == "text":
+    for segment, cut in zip(segments, cuts):
+        if segment.sense == "text" or cut is None:
             builder.text(segment.value)
         else:
-            spec = getattr(specs, segment.sense)
-            values, grid = HANDLERS[segment.sense].cut(segment.value, spec)
-            blocks, wanted = _known(segment.sense, grid, rng, settings, looked_at)
-            builder.units(segment.sense, values, grid, blocks, wanted)
+            builder.units(segment.sense, cut, *_known(segment.sense, cut.grid, rng, settings, looked_at))
     builder.token("<|endoftext|>", target=segments[-1].sense == "text")
     return builder.finish()
 
@@ -138,16 +79,15 @@ def _known(
     """(block of each unit, whether it is a target): a picture's or a frame's first k units are given and see each other both ways."""
     count = len(grid)
     blocks, wanted = np.zeros(count, np.int32), np.ones(count, bool)
-    if sense not in ("image", "video"):
+    if sense not in ("image", "video") or not (looked_at or rng.random() < settings.known_share):
         return blocks, wanted
-    some_known = looked_at or rng.random() < settings.known_share
-    if not some_known:
-        return blocks, wanted
-    for frame in np.unique(grid[:, 0]):
-        here = np.flatnonzero(grid[:, 0] == frame)
-        known = len(here) if looked_at else int(rng.integers(1, max(2, len(here))))
-        blocks[here[:known]] = frame + 1
-        wanted[here[:known]] = False
+    frame = grid[:, 0].astype(np.int32)
+    frames = int(frame[-1]) + 1
+    each = count // frames
+    known = each if looked_at else rng.integers(1, max(2, each), frames)[frame]
+    given = np.arange(count) - frame * each < known
+    blocks[given] = frame[given] + 1
+    wanted[given] = False
     return blocks, wanted
 
 
@@ -162,43 +102,93 @@ def fill_in_middle(tokens: Int[np.ndarray, "t"], special_ids: Mapping[str, int],
     return np.concatenate([mark[0], kept[:first], mark[1], kept[second:], mark[2], kept[first:second]])
 
 
-class _Builder:
-    """Collects positions."""
+def cut_positions(whole: Positions, start: int, end: int) -> Positions:
+    """Positions start..end of a sequence, with the units that stand there."""
+    if start == 0 and end >= len(whole):
+        return whole
+    here = slice(start, min(end, len(whole)))
+    kept: dict[ContinuousSense, slice] = {}
+    for name in whole.units:
+        standing = whole.sense == SENSES.index(name)
+        first, count = int(standing[:start].sum()), int(standing[here].sum())
+        if count:
+            kept[name] = slice(first, first + count)
+    return Positions(
+        tokens=whole.tokens[here],
+        sense=whole.sense[here],
+        block=whole.block[here],
+        token_loss=whole.token_loss[here],
+        units={name: whole.units[name][part] for name, part in kept.items()},
+        grid={name: whole.grid[name][part] for name, part in kept.items()},
+        unit_loss={name: whole.unit_loss[name][part] for name, part in kept.items()},
+    )
 
-    def __init__(self, special_ids: Mapping[str, int]) -> None:
+
+def cut_piece(whole: Positions, start: int, end: int, special_ids: Mapping[str, int]) -> Positions:
+    """Positions start..end that stand on their own: units that lost a mark get one again, so at most MARKS positions more.
+
+    A token that lost what stood before it is no target. Nor is a last unit that others followed: a mark stands behind it, but nothing ends.
+    """
+    piece = cut_positions(whole, start, end)
+    if piece is whole or not len(piece):
+        return piece
+    opened, closed = int(piece.sense[0]), int(piece.sense[-1])
+    unit_loss = dict(piece.unit_loss)
+    if closed and end < len(whole) and int(whole.sense[end]) == closed:
+        name = CONTINUOUS[closed - 1]
+        unit_loss[name] = unit_loss[name].copy()
+        unit_loss[name][-1] = False
+    before = [special_ids[f"<|{SENSES[opened]}|>"]] if opened else []
+    behind = [special_ids[f"<|/{SENSES[closed]}|>"]] if closed else []
+    padding = (len(before), len(behind))
+    token_loss = np.pad(piece.token_loss, padding)
+    token_loss[0] = False
+    return replace(
+        piece,
+        tokens=np.concatenate([before, piece.tokens, behind]).astype(np.int32),
+        sense=np.pad(piece.sense, padding),
+        block=np.pad(piece.block, padding),
+        token_loss=token_loss,
+        unit_loss=unit_loss,
+    )
+
+
+class _Builder:
+    """Fills positions in."""
+
+    def __init__(self, length: int, special_ids: Mapping[str, int]) -> None:
         self.special = special_ids
-        self.parts: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
+        self.tokens = np.full(length, special_ids["<|pad|>"], np.int32)
+        self.sense, self.block, self.token_loss = np.zeros(length, np.int8), np.zeros(length, np.int32), np.zeros(length, bool)
         self.collected: dict[ContinuousSense, list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {}
-        self.blocks = 0
+        self.at = self.blocks = 0
 
     def token(self, name: str, target: bool) -> None:
-        self._add(np.array([self.special[name]]), 0, np.zeros(1, np.int32), np.array([target]))
+        self.tokens[self.at] = self.special[name]
+        self.token_loss[self.at] = target
+        self.at += 1
 
     def text(self, ids: np.ndarray) -> None:
-        self._add(ids.astype(np.int32), 0, np.zeros(len(ids), np.int32), np.ones(len(ids), bool))
+        here = slice(self.at, self.at + len(ids))
+        self.tokens[here] = ids
+        self.token_loss[here] = True
+        self.at = here.stop
 
-    def units(self, sense: ContinuousSense, values: np.ndarray, grid: np.ndarray, blocks: np.ndarray, wanted: np.ndarray) -> None:
+    def units(self, sense: ContinuousSense, cut: Units, blocks: np.ndarray, wanted: np.ndarray) -> None:
         # The mark before units is a target where something was said before it: it tells when the telling ends. The closing mark is not:
         # where units end is what the `end` head learns.
-        self.token(f"<|{sense}|>", target=len(self.parts) > 1)
-        shifted = np.where(blocks > 0, blocks + self.blocks, 0).astype(np.int32)
-        self.blocks = max(self.blocks, int(shifted.max(initial=0)))
-        self._add(np.full(len(values), self.special["<|pad|>"]), SENSES.index(sense), shifted, np.zeros(len(values), bool))
-        self.collected.setdefault(sense, []).append((values, grid, wanted))
+        self.token(f"<|{sense}|>", target=self.at > 1)
+        here = slice(self.at, self.at + len(blocks))
+        self.sense[here] = SENSES.index(sense)
+        self.block[here] = np.where(blocks > 0, blocks + self.blocks, 0)
+        self.blocks += int(blocks.max(initial=0))
+        self.at = here.stop
+        self.collected.setdefault(sense, []).append((cut.values, cut.grid, wanted))
         self.token(f"<|/{sense}|>", target=False)
 
     def finish(self) -> Positions:
-        columns = [np.concatenate(column) for column in zip(*self.parts)]
-        joined = {sense: [np.concatenate(column) for column in zip(*parts)] for sense, parts in self.collected.items()}
-        return Positions(
-            tokens=columns[0].astype(np.int32),
-            sense=columns[1].astype(np.int8),
-            block=columns[2],
-            token_loss=columns[3],
-            units={sense: parts[0] for sense, parts in joined.items()},
-            grid={sense: parts[1] for sense, parts in joined.items()},
-            unit_loss={sense: parts[2] for sense, parts in joined.items()},
+        units, grid, unit_loss = (
+            {sense: parts[0][column] if len(parts) == 1 else np.concatenate([part[column] for part in parts]) for sense, parts in self.collected.items()}
+            for column in range(3)
         )
-
-    def _add(self, tokens: np.ndarray, sense: int, blocks: np.ndarray, wanted: np.ndarray) -> None:
-        self.parts.append((tokens, np.full(len(tokens), sense, np.int8), blocks, wanted))
+        return Positions(self.tokens, self.sense, self.block, self.token_loss, units, grid, unit_loss)

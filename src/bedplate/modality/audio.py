@@ -139,8 +139,9 @@ def to_waveform(frames: LogMel, spec: AudioSpec, iterations: int = 48, seed: int
 
 def cut(frames: LogMel, spec: AudioSpec) -> Units:
     """Units of `spec.frames` frames; a last one that is not full is filled with silence."""
-    missing = -len(frames) % spec.frames
-    filled = np.pad(np.asarray(frames, np.float32), ((0, missing), (0, 0)), constant_values=np.log(LOG_FLOOR))
+    filled = np.asarray(frames, np.float32)
+    if missing := -len(frames) % spec.frames:
+        filled = np.concatenate([filled, np.full((missing, spec.mels), np.log(LOG_FLOOR), np.float32)])
     values = (filled.reshape(-1, spec.unit_width) - spec.mean) / spec.std
     return Units(values.astype(np.float32), grid_of(len(values), 1, 1))
 

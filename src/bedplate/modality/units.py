@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +20,11 @@ class Units(NamedTuple):
 
 def grid_of(frames: int, rows: int, columns: int) -> Int[np.ndarray, "n 3"]:
     """Places of a whole grid in reading order."""
+    return _grid_of(frames, rows, columns).copy()
+
+
+@functools.lru_cache(maxsize=256)  # a corpus has few sizes, and making a grid costs more than cutting a small picture
+def _grid_of(frames: int, rows: int, columns: int) -> Int[np.ndarray, "n 3"]:
     return np.stack(np.meshgrid(np.arange(frames), np.arange(rows), np.arange(columns), indexing="ij"), -1).reshape(-1, 3).astype(np.int16)
 
 
