@@ -199,11 +199,15 @@ class FoundationModel(nn.Module):
         if pickled:
             raise DataError(f"{folder} holds {pickled[0]}, which may run code when it is read", "convert it to safetensors on a machine you can lose")
         verifier(folder, "model")
-        model = cls(from_json(read_json(folder / "config.json")))
+        restore = "restore the model folder from a copy"
+        try:
+            model = cls(from_json(read_json(folder / "config.json")))
+        except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, OverflowError, RecursionError) as error:
+            raise IntegrityError(f"{folder}: config.json is damaged: {error}", restore) from error
         try:
             model.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
-        except (SafetensorError, RuntimeError) as error:
-            raise IntegrityError(f"{folder}: the weights do not fit the config", str(error).splitlines()[0]) from error
+        except (SafetensorError, RuntimeError, OSError, ValueError) as error:
+            raise IntegrityError(f"{folder}: the weights do not fit the config: {str(error).splitlines()[0]}", restore) from error
         return model.eval()
 
 
