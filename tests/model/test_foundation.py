@@ -14,6 +14,7 @@ from bedplate.data.loader import Loader, LoaderSettings
 from bedplate.modality.sequence import Batch
 from bedplate.modality.specs import SENSES, SenseSpecs
 from bedplate.model.arithmetic import flops_per_token, flops_per_unit, largest_rows, memory, parameters
+from bedplate.model.batch import to_torch
 from bedplate.model.config import PRESETS, ModelConfig, from_json, preset, to_json
 from bedplate.model.cross_entropy import cross_entropy_sum
 from bedplate.model.flow import FlowHead
@@ -28,7 +29,7 @@ GOLDEN = Path(__file__).parent / "golden"
 @pytest.fixture(scope="module")
 def batch(tmp_path_factory):
     corpus = tiny_corpus(tmp_path_factory.mktemp("corpora") / "c")
-    return Loader(corpus, LoaderSettings(seed=1)).batch(0, 30, 128).to_torch()
+    return to_torch(Loader(corpus, LoaderSettings(seed=1)).batch(0, 30, 128))
 
 
 @pytest.fixture(scope="module")

@@ -100,7 +100,7 @@ def test_duplicated_data_by_the_gap_to_held_out_data():
     def learned_by_heart(n, v):
         return v * (1 - 0.5 * n / 600)
 
-    these = change(events(600), **{k: learned_by_heart for k in ("loss", "loss_text", "loss_image", "loss_audio", "loss_series")})
+    these = change(events(600), **dict.fromkeys(("loss", "loss_text", "loss_image", "loss_audio", "loss_series"), learned_by_heart))
     rising = [e | {"loss_text": 3.4 + e["step"] / 1000} if e["event"] == "evaluated" else e for e in these]
     diagnosis = found("duplicated data", rising)
     assert any("loss_text" in line for line in diagnosis.evidence)

@@ -17,6 +17,7 @@ from bedplate.data.packing import PackingSettings, assemble, cut_positions
 from bedplate.modality.sequence import PADDING, Batch
 from bedplate.modality.sequence import Sequence as Positions
 from bedplate.modality.specs import CONTINUOUS, SENSES
+from bedplate.model.batch import to_torch
 from bedplate.model.foundation import FoundationModel
 
 LOOK = PackingSettings(fim_text=0, fim_code=0, known_share=1, caption_first=0, caption_drop=0)
@@ -51,7 +52,7 @@ def pad(sequences: Sequence[Positions], pad_id: int) -> Batch:
         token_loss=np.zeros(shape, bool),
         units={s: np.concatenate([one.units[s] for one in sequences if s in one.units]) for s in names},
         grid={s: np.concatenate([one.grid[s] for one in sequences if s in one.grid]) for s in names},
-        unit_loss={s: np.concatenate([one.unit_loss[s] for one in sequences if s in one.unit_loss]) for s in names},
+        unit_loss={s: np.zeros(sum(len(one.units[s]) for one in sequences if s in one.units), bool) for s in names},
         isolated=True,
     )
 
@@ -64,7 +65,7 @@ def pooled(model: FoundationModel, batch: Batch, layers: int) -> Float[torch.Ten
         batch: from `pad`, numpy.
         layers: how many of the last layers' streams are averaged.
     """
-    moved = batch.to_torch(str(model.head.device))
+    moved = to_torch(batch, model.head.device)
     hidden = model.hidden(moved, layers)
     units = (moved.sense > 0).float()
     tokens = (moved.sense == 0).float()

@@ -65,7 +65,7 @@ class Sequence:
 
 @dataclass
 class Batch:
-    """Rows of packed sequences: numpy from the loader, torch after `to_torch`. Units are listed in order of (row, position)."""
+    """Rows of packed sequences: numpy from the loader, torch after `model.batch.to_torch`. Units are listed in order of (row, position)."""
 
     tokens: Int[Any, "b t"]
     sense: Int[Any, "b t"]
@@ -79,27 +79,3 @@ class Batch:
     unit_loss: dict[ContinuousSense, Bool[Any, "n"]]
     isolated: bool = False
     """Whether attention must stay inside documents. False for pure text rows: plain causal attention, the fast kernel."""
-
-    def to_torch(self, device: str = "cpu") -> Batch:
-        """The same batch as tensors (token ids as int64, units as float32)."""
-        import torch
-
-        def move(array: Any, dtype: torch.dtype) -> torch.Tensor:
-            return torch.from_numpy(np.ascontiguousarray(array)).to(device=device, dtype=dtype, non_blocking=True)
-
-        return Batch(
-            tokens=move(self.tokens, torch.int64),
-            sense=move(self.sense, torch.int8),
-            document=move(self.document, torch.int32),
-            block=move(self.block, torch.int32),
-            token_loss=move(self.token_loss, torch.bool),
-            units={k: move(v, torch.float32) for k, v in self.units.items()},
-            grid={k: move(v, torch.int64) for k, v in self.grid.items()},
-            unit_loss={k: move(v, torch.bool) for k, v in self.unit_loss.items()},
-            isolated=self.isolated,
-        )
-
-    @property
-    def has_blocks(self) -> bool:
-        """Whether any positions see each other both ways (call before to_torch: on a GPU this would wait)."""
-        return bool((self.block > 0).any())

@@ -14,6 +14,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from bedplate.modality.sequence import Batch
+from bedplate.model.batch import to_torch
 from bedplate.pretrain.step import autocast, count_targets, divisor, generator_seed, sense_of
 
 EVALUATION_SEED = 20_000_003
@@ -57,7 +58,7 @@ def evaluate(
         counts += count_targets([batch])
         generator = torch.Generator(device).manual_seed(generator_seed(EVALUATION_SEED, number, 0, 0))
         with autocast(device, dtype):
-            part = model.losses(batch.to_torch(str(device)), generator)  # type: ignore[operator]
+            part = model.losses(to_torch(batch, device), generator)  # type: ignore[operator]
         weights |= part.weights
         for name, value in part.sums.items():
             sums[name] = sums.get(name, 0) + value.detach().double()

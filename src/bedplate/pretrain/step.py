@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from bedplate.modality.sequence import Batch
+from bedplate.model.batch import to_torch
 from bedplate.pretrain.optim import Optimiser
 
 
@@ -107,7 +108,7 @@ class Stepper:
         for micro, batch in enumerate(batches):
             generator = torch.Generator(self.device).manual_seed(generator_seed(self.seed, step, self.rank, micro))
             with autocast(self.device, self.dtype):
-                part = self.model.losses(batch.to_torch(str(self.device)), generator)
+                part = self.model.losses(to_torch(batch, self.device), generator)
             shares = [value * (part.weights[name] / divisor(name, counts)) for name, value in part.sums.items()]
             total = torch.stack(shares).sum()
             torch.autograd.backward(total)

@@ -1,0 +1,125 @@
+"""Generation and embeddings: what is known stays, what is asked for comes, equal seeds make equal things."""
+
+import numpy as np
+import pytest
+import torch
+
+from bedplate.core.errors import ConfigError, DataError
+from bedplate.infer.embed import embed
+from bedplate.infer.generate import Generation, draw
+from bedplate.infer.sampler import sampler
+from bedplate.infer.stream import Stream
+from bedplate.modality import image
+from bedplate.modality.senses import HANDLERS
+from bedplate.testing.corpora import tiny_corpus, tiny_specs
+from bedplate.testing.models import tiny_model
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return tiny_corpus(tmp_path_factory.mktemp("corpora") / "c")
+
+
+@pytest.fixture(scope="module")
+def made(corpus):
+    return Generation(tiny_model(senses=tiny_specs(), random=True), (corpus.folder / "tokenizer.json").read_text())
+
+
+def test_text_repeats_with_its_seed_and_varies_without(made):
+    one, two = made.text("the quiet", n=2, most_tokens=12, seed=3)
+    assert [one, two] == made.text("the quiet", n=2, most_tokens=12, seed=3) and one != two
+    assert made.text("the", most_tokens=8, temperature=0, seed=1) == made.text("the", most_tokens=8, temperature=0, seed=2)
+    assert made.fill_in("the", "boats", most_tokens=5) and "<|" not in one + two
+
+
+def test_a_prompt_cannot_name_control_tokens(made):
+    assert made.special["<|image|>"] not in made._encode("<|image|><|endoftext|>")
+
+
+def test_draws_obey_temperature_top_k_and_top_p():
+    logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]])).repeat(400, 1)
+    generator = torch.Generator().manual_seed(0)
+    seen = {key: set(draw(logits.clone(), *arguments, generator).tolist()) for key, arguments in
+            {"cold": (0.0, 0, 1.0), "k": (1.0, 2, 1.0), "p": (1.0, 0, 0.79), "all": (1.0, 0, 1.0)}.items()}  # fmt: skip
+    assert seen == {"cold": {0}, "k": {0, 1}, "p": {0, 1}, "all": {0, 1, 2, 3}}
+
+
+def test_pictures_have_the_size_and_what_is_known_stays(made):
+    pictures = made.image("a disc", n=3, steps=4)
+    assert [p.shape for p in pictures] == [(28, 28, 1)] * 3 and not np.array_equal(pictures[0], pictures[1])
+    whole = np.random.default_rng(0).integers(0, 256, (28, 28, 1), dtype=np.uint8)
+    rest = made.image(known=whole, known_share=4 / 7, steps=4)[0]
+    assert np.array_equal(rest[:16], whole[:16]) and not np.array_equal(rest[16:], whole[16:])
+    assert made.image(side=(8, 12), steps=2)[0].shape == (8, 12, 1)
+
+
+def test_guidance_changes_the_picture(made):
+    plain, guided = (made.image("a disc", guidance=g, steps=4)[0] for g in (1.0, 3.0))
+    assert not np.array_equal(plain, guided)
+
+
+def test_sounds_end_where_the_model_ends_them(made):
+    heads = made.model.unit_heads["audio"]
+    with torch.no_grad():
+        before = heads.end.bias.clone()
+        heads.end.weight.zero_()
+        heads.end.bias.fill_(-5.0)
+        assert len(made.log_mel("high", most_s=1.0, steps=2)[0]) == 100
+        heads.end.bias.fill_(5.0)
+        assert len(made.log_mel("high", most_s=1.0, steps=2)[0]) == 12
+        heads.end.bias.copy_(before)
+    assert made.audio("high", most_s=0.5, steps=2)[0].ndim == 1
+
+
+def test_forecasts_are_in_the_series_own_unit(made):
+    past = 1e4 + 10 * np.sin(np.arange(90) / 4)
+    forecast = made.series(past, 40, "load", samples=5, steps=4)
+    assert forecast.median.shape == (40,) and (forecast.low <= forecast.high).all()
+    assert abs(forecast.median.mean() - 1e4) < 400
+    with pytest.raises(DataError, match="16"):
+        made.series(past[:5], 10)
+
+
+def test_clips_have_the_frames(made):
+    assert made.video("a disc", frames=4, steps=2)[0].shape == (4, 16, 16, 1)
+
+
+def test_a_sense_that_was_never_learned_is_named(corpus):
+    deaf = Generation(tiny_model(), (corpus.folder / "tokenizer.json").read_text())
+    with pytest.raises(ConfigError, match="image"):
+        deaf.image("x")
+    with pytest.raises(ConfigError, match="1024"):
+        deaf.text("x", most_tokens=5000)
+
+
+def test_a_stream_of_units_sees_what_the_whole_sequence_sees(made):
+    """Unit by unit through the cache, and all at once through the mask of known units, give the same next state when causal."""
+    model, spec = made.model, made.model.config.senses.series
+    units, grid = HANDLERS["series"].cut(np.sin(np.arange(64) / 3).astype(np.float32), spec)
+    units, grid = torch.from_numpy(units), torch.from_numpy(grid.astype(np.int64))
+    with torch.no_grad():
+        stream = Stream(model, 1, [0, 20, 13])
+        for number in range(len(units)):
+            stream.push_units("series", units[number : number + 1], grid[number])
+        x = torch.cat([model.model.embed_tokens(torch.tensor([0, 20, 13])), model.unit_embeddings["series"](units, grid)])
+        whole = model.model(x[None])[0, -1]
+    torch.testing.assert_close(stream.last[0], whole, rtol=1e-4, atol=1e-5)
+
+
+def test_vectors_for_any_sense(made, tmp_path):
+    (tmp_path / "a.txt").write_text("the quiet river")
+    (tmp_path / "b.png").write_bytes(image.encode(np.random.default_rng(0).integers(0, 256, (28, 28, 1), dtype=np.uint8)))
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    found = embed(made, [str(tmp_path)])
+    assert found.senses == ["text", "image"] and found.vectors.shape == (2, 32) and np.isfinite(found.vectors).all()
+    assert found.skipped[0][1] == "damaged file"
+    alone = embed(made, [str(tmp_path / "a.txt")])
+    np.testing.assert_allclose(alone.vectors[0], found.vectors[0], rtol=1e-4, atol=1e-5)
+    with pytest.raises(DataError, match="damaged"):
+        embed(made, [str(tmp_path / "bad.png")])
+
+
+def test_samples_along_a_run_have_every_sense(made, corpus, tmp_path):
+    fields = sampler(corpus.folder)(made.model, 7, tmp_path / "samples")
+    assert [f["sense"] for f in fields] == ["text", "image", "audio", "video", "series"]
+    assert all((tmp_path / f["path"]).stat().st_size > 20 for f in fields[1:])
