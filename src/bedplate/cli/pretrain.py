@@ -27,15 +27,16 @@ def run(
         to: the run folder. When it holds a run that stopped, that run goes on.
         corpus: the corpus folder.
         size: a preset: nano, micro, mini, small, base, 1b, 3b, 8b; or auto.
-        budget: what may be spent: "20m", "2h", "1e19 FLOPs", "5 epochs", "2B tokens".
+        budget: what may be spent: "20m", "2h", "1e19 FLOPs", "5 epochs", "2B tokens", "$50".
     """
+    from bedplate.infer.sampler import sampler
     from bedplate.pretrain.loop import pretrain
     from bedplate.pretrain.settings import PretrainSettings
 
     given = {"data.corpus": corpus, "model.size": size, "run.budget": budget}
     resolved = load(PretrainSettings, path=recipe, overrides=overrides, given=given)
     with Run.open(to, "pretrain", resolved, listeners=(console,)) as opened:
-        model = pretrain(resolved.value, opened)
+        model = pretrain(resolved.value, opened, sampler(resolved.value.data.corpus))
         seconds = opened.seconds
     if model is None:
         console.say("stopped; the same command goes on from here")

@@ -55,7 +55,7 @@ class FoundationModel(nn.Module):
         self.unit_heads = nn.ModuleDict(
             {sense: UnitHeads(spec.unit_width, config.hidden_size, config.flow_width, config.flow_blocks) for sense, spec in specs.items()}
         )
-        self.run_trunk: Callable[..., Tensor] = self.model.__call__
+        self.run_trunk: Callable[..., Tensor] = self.model.forward
         """The trunk as the training loop wants it run: itself, or compiled."""
 
     def initialise(self, seed: int) -> None:

@@ -158,7 +158,7 @@ def derive(settings: PretrainSettings, corpus: Corpus, measurer: Callable[..., S
     micro = chosen(
         run.rows_per_micro, "run.rows_per_micro", fits, f"at most {MICRO_POSITIONS[kind]} positions in memory at once"
     )
-    seconds = steps * rows * context / speed.positions_per_s if speed else budget.seconds
+    seconds = steps * rows * context / speed.positions_per_s if speed else 0.0
     worth = seconds > COMPILE_REPAYS_S[kind]
     length = f"the run takes {format_seconds(seconds)}" if seconds else "its length is not known"
     compile_ = chosen(run.compile, "run.compile", "on" if worth else "off", length)

@@ -130,7 +130,7 @@ def assemble(settings: PretrainSettings, corpus: Corpus, run: Run, parallel: Par
     model.initialise(asked.seed)
     model.to(device)
     if asked.compile == "on":
-        model.run_trunk = torch.compile(model.model)
+        model.run_trunk = torch.compile(model.model.forward)  # the method: a compiled module would become a part of the model
     dtype = torch.bfloat16 if asked.precision == "bfloat16" else torch.float32
     stepper = Stepper(
         model,
