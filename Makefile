@@ -34,7 +34,7 @@ bench: setup     ## Run the benchmarks and append their records (an hour or more
 	@$(BIN)/python -m benchmarks.run_all
 
 docs: setup      ## Regenerate the pages and tables that come from code and records
-	@$(BIN)/python -m bedplate.testing.docs
+	@$(BIN)/python -m bedplate.cli.reference
 	@$(BIN)/python -m benchmarks.tables
 
 clean:           ## Remove what the tour and the tools made, not .venv
