@@ -73,12 +73,13 @@ def test_chunked_cross_entropy_equals_the_plain_one(chunk):
         torch.testing.assert_close(cross_entropy_sum(hidden, head, targets, chunk), outcomes[1][0])
 
 
-def test_a_cache_gives_what_the_whole_pass_gives(model):
+@pytest.mark.parametrize("ends", [range(7, 21), [7, 20], [1, 4, 5, 13, 20], [20]], ids=str)
+def test_a_cache_gives_what_the_whole_pass_gives(model, ends):
     ids = torch.randint(0, 320, (3, 20), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         whole = model.forward_tokens(ids)
         cache = Cache(2)
-        parts = [model.forward_tokens(ids[:, :7], cache)] + [model.forward_tokens(ids[:, i : i + 1], cache) for i in range(7, 20)]
+        parts = [model.forward_tokens(ids[:, start:end], cache) for start, end in zip([0, *ends], ends)]
     torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-4, atol=1e-5)
 
 

@@ -159,11 +159,14 @@ class Trunk(nn.Module):
 
         Args:
             x: embedded positions.
-            mask: True where a query (t) may look at a key (s); None: causal.
+            mask: True where a query (t) may look at a key (s, those in the cache first); None: causal.
             cache: earlier positions; `x` continues them and the cache grows by it.
             collect: gets the stream after every layer appended.
         """
-        angles = rotation(self.config, x.shape[1], x.device, 0 if cache is None else cache.length)
+        held, t = 0 if cache is None else cache.length, x.shape[1]
+        if mask is None and held and t > 1:  # the kernels' own causal mask counts from the first key, not from the first new one
+            mask = torch.ones(t, held + t, dtype=torch.bool, device=x.device).tril_(held)
+        angles = rotation(self.config, t, x.device, held)
         for number, layer in enumerate(self.layers):
             x = layer(x, angles, mask, cache, number)
             if collect is not None:
