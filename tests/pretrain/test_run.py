@@ -90,7 +90,7 @@ def test_accumulation_equals_one_big_batch(corpus):
     norms = []
     for most_rows in (6, 2, 1):
         model = tiny_model(vocab_size=corpus.vocabulary, senses=corpus.specs)
-        text_only = [b for b in Loader(corpus, from_mapping(type(loader.settings), {"mixture": {"text": 1.0}})).batches(0, 6, 64, most_rows)]
+        text_only = list(Loader(corpus, from_mapping(type(loader.settings), {"mixture": {"text": 1.0}})).batches(0, 6, 64, most_rows))
         stepper = Stepper(model, Optimiser(model.named_parameters(), OptimSettings(clip_norm=0.0)), torch.device("cpu"))
         norms.append((stepper.gradients(0, text_only).loss, stepper.gradients(0, text_only).gradient_norm))
     assert np.allclose(norms[0], norms[1], rtol=1e-4) and np.allclose(norms[0], norms[2], rtol=1e-4)

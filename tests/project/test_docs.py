@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from bedplate.core import errors
 from bedplate.cli import reference as docs
+from bedplate.core import errors
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))

@@ -149,7 +149,8 @@ def error_page() -> str:
     lines += ["| event | fields |", "| --- | --- |", *(f"| {name} | {_cell(fields)} |" for name, fields in EVENTS.items())]
     from bedplate.data.sources import REASONS
 
-    lines += ["", "## Why an input is skipped", "", "| reason | what it means |", "| --- | --- |", *(f"| {name} | {_cell(why)} |" for name, why in REASONS.items())]
+    lines += ["", "## Why an input is skipped", "", "| reason | what it means |", "| --- | --- |"]
+    lines += [f"| {name} | {_cell(why)} |" for name, why in REASONS.items()]
     return "\n".join(lines) + "\n"
 
 
