@@ -3,6 +3,10 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("bedplate", deadline=None)  # how long an example takes on a busy machine is no property
+settings.load_profile("bedplate")
 
 
 @pytest.fixture(scope="session")

@@ -5,11 +5,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bedplate.core.errors import ConfigError, DataError
+from bedplate.core.errors import ConfigError
 from bedplate.data.corpus import StoredSegment
-from bedplate.data.loader import STREAMS, Loader, LoaderSettings, cut_positions
+from bedplate.data.loader import STREAMS, Loader, LoaderSettings
 from bedplate.data.mixture import BLOCK, Mixture, tempered
-from bedplate.data.packing import PackingSettings, Plan, assemble, fill_in_middle
+from bedplate.data.packing import PackingSettings, assemble, cut_piece, fill_in_middle
+from bedplate.data.rows import MARKS, StreamPlan, WholePlan
 from bedplate.modality.sequence import PADDING, SPECIAL_TOKENS
 from bedplate.modality.specs import SENSES
 from bedplate.testing.corpora import tiny_corpus, tiny_specs
@@ -46,14 +47,15 @@ def test_tempered_shares_follow_the_square_root():
 def test_unknown_parts_of_a_mixture_are_named(corpus):
     with pytest.raises(ConfigError, match="image"):
         Mixture({"imag": 1.0}, 0)
-    with pytest.raises(DataError):
+    with pytest.raises(ConfigError, match="smell"):
         Loader(corpus, LoaderSettings({"smell": 1.0}))
 
 
 @given(st.lists(st.integers(1, 90), min_size=1, max_size=60), st.integers(8, 64), st.booleans(), st.integers(0, 99))
 @settings(max_examples=80, deadline=None)
 def test_a_plan_holds_every_position_exactly_once(lengths, context, whole, seed):
-    plan = Plan(np.arange(len(lengths)), np.array(lengths), context, whole, np.random.default_rng(seed))
+    kind = WholePlan if whole else StreamPlan
+    plan = kind(np.arange(len(lengths)), np.array(lengths), context, np.random.default_rng(seed))
     seen = {document: [] for document in range(len(lengths))}
     for row in range(plan.rows):
         parts = plan.row(row)
@@ -177,12 +179,13 @@ def test_filling_in_happens_as_often_as_asked(corpus, key, component):
     assert marks[0.0] == 0 and marks[1.0] > 10
 
 
-def test_a_document_longer_than_a_row_goes_on_in_the_next(corpus):
+def test_a_document_longer_than_a_row_goes_on_in_pieces_that_stand_on_their_own(corpus):
     loader = Loader(corpus, LoaderSettings({"image": 1.0}))
     batch = loader.batch(0, 12, 32)
     assert batch.units["image"].shape[0] > 100
-    assert not batch.unit_loss["image"][:0].any()
     whole = assembled({"caption_first": 1, "caption_drop": 0, "known_share": 0}, 0)
-    piece = cut_positions(whole, 10, 30)
-    assert len(piece) == 20 and len(piece.units["image"]) == 20 and not piece.unit_loss["image"][0] and piece.unit_loss["image"][1:].all()
+    piece = cut_piece(whole, 10, 30, SPECIAL)
+    assert len(piece) == 20 + MARKS and len(piece.units["image"]) == 20
+    assert piece.tokens[[0, -1]].tolist() == [SPECIAL["<|image|>"], SPECIAL["<|/image|>"]]
+    assert piece.unit_loss["image"][:-1].all() and not piece.unit_loss["image"][-1], "the picture does not end where the piece does"
     np.testing.assert_array_equal(piece.units["image"], whole.units["image"][5:25])

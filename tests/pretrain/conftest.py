@@ -1,4 +1,4 @@
-"""Makes `small` importable, and gives every test here one thread and defaults afterwards."""
+"""Makes `small` importable, and gives every test here one thread, and the defaults afterwards."""
 
 import sys
 from pathlib import Path
@@ -16,3 +16,4 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+    torch.set_flush_denormal(False)  # a run turns it on, and hypothesis cannot draw floats then

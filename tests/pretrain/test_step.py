@@ -66,7 +66,7 @@ def test_gradients_of_processes_are_added_before_clipping():
 
     alone = stepper(model).gradients(0, [SmallRows().batch(0, 4, 16)]).gradient_norm
     both = stepper(model, sum_tensors=double).gradients(0, [SmallRows().batch(0, 4, 16)]).gradient_norm
-    assert both == pytest.approx(2 * alone, rel=1e-5) and seen == [len(list(model.parameters())), 2]  # gradients, then the objective and its one loss
+    assert both == pytest.approx(2 * alone, rel=1e-5) and seen == [len(list(model.parameters())), 3]  # gradients, then what was used, the objective and its one loss
 
 
 def test_noise_is_a_function_of_seed_step_rank_and_micro_batch():

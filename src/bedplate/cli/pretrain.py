@@ -6,7 +6,7 @@ from pathlib import Path
 
 from bedplate.cli.app import Here, Overrides
 from bedplate.core.config import load
-from bedplate.core.run import Run
+from bedplate.core.run import Follower, Run
 from bedplate.core.units import format_seconds
 
 
@@ -31,10 +31,15 @@ def run(
     """
     from bedplate.infer.sampler import sampler
     from bedplate.pretrain.loop import pretrain
+    from bedplate.pretrain.parallel import leads
     from bedplate.pretrain.settings import PretrainSettings
 
     given = {"data.corpus": corpus, "model.size": size, "run.budget": budget}
     resolved = load(PretrainSettings, path=recipe, overrides=overrides, given=given)
+    if not leads():  # torchrun started several: the first of them tells and writes
+        with Follower(to, "pretrain") as followed:
+            pretrain(resolved.value, followed)
+        return
     with Run.open(to, "pretrain", resolved, listeners=(console,)) as opened:
         model = pretrain(resolved.value, opened, sampler(resolved.value.data.corpus))
         seconds = opened.seconds

@@ -104,6 +104,21 @@ class Run:
                 return
 
 
+class Follower(Run):
+    """A run that another process leads: this one works on it, and writes and tells nothing."""
+
+    def __init__(self, folder: Path, kind: str) -> None:
+        self.folder, self.kind = folder, kind
+        self.events = EventLog(None)
+        self._started = time.monotonic()
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
 def _take_lock(descriptor: int) -> None:
     """Take the lock. Somebody who asks for the state holds it for an instant, so only a refusal that lasts counts.
 

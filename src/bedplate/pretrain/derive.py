@@ -8,24 +8,26 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 
-from bedplate.core.errors import ConfigError
-from bedplate.core.units import format_count, format_seconds, parse_count, parse_seconds
+from bedplate.core.errors import ResourceError
+from bedplate.core.units import format_bytes, format_count, format_seconds
 from bedplate.data.corpus import Corpus
 from bedplate.data.loader import STREAMS, Loader
-from bedplate.model.arithmetic import flops_per_token
+from bedplate.model.arithmetic import flops_per_token, largest_rows, memory
 from bedplate.model.config import PRESETS, ModelConfig, preset
-from bedplate.pretrain.measure import Speed, measure
+from bedplate.pretrain.budget import Budget, parse_budget
+from bedplate.pretrain.measure import Speed, free_bytes, measure
 from bedplate.pretrain.settings import PretrainSettings
 
 LEAST_BATCH = 2048
 MICRO_POSITIONS = {"cpu": 8192, "cuda": 65_536}
+MEMORY_SHARE = 0.8
+"""Of the free memory that a step may plan with."""
 OVERHEAD_SHARE = 0.06
 """Of a time budget: evaluation, saving, start-up."""
 EVALUATION_SHARE = 0.05
@@ -43,16 +45,6 @@ class Choice(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Budget:
-    """What may be spent; one of the fields is set."""
-
-    seconds: float = 0.0
-    flops: float = 0.0
-    positions: float = 0.0
-    epochs: float = 0.0
-
-
-@dataclass(frozen=True)
 class Derived:
     """Settings without "auto", and why each is what it is."""
 
@@ -60,31 +52,19 @@ class Derived:
     choices: tuple[Choice, ...]
     config: ModelConfig
     speed: Speed | None = None
+    too_large: ResourceError | None = None
+    """Set where not even one row fits the memory: a plan may say so, a run cannot start."""
 
 
-def parse_budget(text: str, price_per_hour: float = 0.0) -> Budget:
-    """"20m", "2h" | "1e19 FLOPs" | "5 epochs" | "2B tokens" | "$50".
-
-    Raises:
-        ConfigError: it is none of these, or money without a price.
-    """
-    if found := re.fullmatch(r"\s*([0-9.e+]+)\s*flops?\s*", text, re.IGNORECASE):
-        return Budget(flops=float(found[1]))
-    if found := re.fullmatch(r"\s*([0-9.]+)\s*epochs?\s*", text, re.IGNORECASE):
-        return Budget(epochs=float(found[1]))
-    if found := re.fullmatch(r"\s*([0-9.e]+\s*[kmbt]?)\s*(?:tokens|positions)\s*", text, re.IGNORECASE):
-        return Budget(positions=parse_count(found[1]))
-    if found := re.fullmatch(r"\s*\$\s*([0-9.]+)\s*", text):
-        if price_per_hour <= 0:
-            raise ConfigError(f"a budget of {text} needs the price of an hour", "set run.price_per_hour=2.5, say")
-        return Budget(seconds=3600 * float(found[1]) / price_per_hour)
-    try:
-        return Budget(seconds=parse_seconds(text))
-    except ConfigError as error:
-        raise ConfigError(f"run.budget = {text!r} is no budget", 'such as "20m", "2h", "1e19 FLOPs", "5 epochs", "2B tokens" or "$50"') from error
-
-
-def derive(settings: PretrainSettings, corpus: Corpus, measurer: Callable[..., Speed] = measure, measure_s: float = 3.0) -> Derived:
+def derive(
+    settings: PretrainSettings,
+    corpus: Corpus,
+    measurer: Callable[..., Speed] = measure,
+    measure_s: float = 3.0,
+    memory_of: Callable[[str], int] = free_bytes,
+    world: int = 1,
+    neighbours: int = 1,
+) -> Derived:
     """Every "auto" of the settings resolved.
 
     Args:
@@ -92,6 +72,11 @@ def derive(settings: PretrainSettings, corpus: Corpus, measurer: Callable[..., S
         corpus: what is learned from.
         measurer: takes the place of `measure` in tests.
         measure_s: seconds of measurement, where the budget is one of time.
+        memory_of: device -> bytes that are free on it; another one in tests.
+        world: processes that train together.
+        neighbours: those of them that share this machine.
+    Raises:
+        ConfigError: the budget is none.
     """
     choices: list[Choice] = []
 
@@ -106,7 +91,8 @@ def derive(settings: PretrainSettings, corpus: Corpus, measurer: Callable[..., S
     device = chosen(run.device, "run.device", "cuda" if cuda else "cpu", "a GPU is here" if cuda else "there is no GPU")
     kind = device.partition(":")[0]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = chosen(run.threads, "run.threads", cores, "all cores this process may use")
+    shared = f", shared by {neighbours} processes" if neighbours > 1 else ""
+    threads = chosen(run.threads, "run.threads", max(1, cores // neighbours), f"all cores this process may use{shared}")
     precision = chosen(run.precision, "run.precision", "bfloat16" if kind == "cuda" else "float32", f"what a {kind} multiplies fastest without loss of quality")
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
 
@@ -136,8 +122,9 @@ def derive(settings: PretrainSettings, corpus: Corpus, measurer: Callable[..., S
     if steps == "auto":
         if budget.seconds:
             speed = speed_of(size, context)
-            positions = speed.positions_per_s * budget.seconds * (1 - OVERHEAD_SHARE)
-            why = f"{format_count(speed.positions_per_s)} positions/s here for {format_seconds(budget.seconds)}, {OVERHEAD_SHARE:.0%} kept for the rest"
+            positions = world * speed.positions_per_s * budget.seconds * (1 - OVERHEAD_SHARE)
+            rate = f"{format_count(speed.positions_per_s)} positions/s here" + (f" in each of {world} processes" if world > 1 else "")
+            why = f"{rate} for {format_seconds(budget.seconds)}, {OVERHEAD_SHARE:.0%} kept for the rest"
         elif budget.flops:
             positions = budget.flops / flops_per_token(config, context)
             why = f"{budget.flops:.3g} FLOPs at {format_count(flops_per_token(config, context))} a position"
@@ -154,11 +141,23 @@ def derive(settings: PretrainSettings, corpus: Corpus, measurer: Callable[..., S
     if steps == "auto":
         steps = max(20, int(positions / (rows * context)))
         choices.append(Choice("run.steps", steps, why))
-    fits = max(1, min(rows, MICRO_POSITIONS[kind] // context))
-    micro = chosen(
-        run.rows_per_micro, "run.rows_per_micro", fits, f"at most {MICRO_POSITIONS[kind]} positions in memory at once"
-    )
-    seconds = steps * rows * context / speed.positions_per_s if speed else 0.0
+    too_large: ResourceError | None = None
+    quick = max(1, min(-(-rows // world), MICRO_POSITIONS[kind] // context))
+    micro = run.rows_per_micro
+    if micro == "auto":
+        width = 2 if dtype == torch.bfloat16 else 4
+        free = int(MEMORY_SHARE * memory_of(device) / (neighbours if kind == "cpu" else 1))
+        fits = largest_rows(config, context, free, bytes_per_value=width, unit_share=unit_share)
+        if fits < 1:
+            needed = memory(config, 1, context, bytes_per_value=width, unit_share=unit_share).total
+            fitting = [name for name in PRESETS if largest_rows(config_of(name), context, free, bytes_per_value=width, unit_share=unit_share)]
+            too_large = ResourceError(
+                f"one row of {context} positions of {size} needs {format_bytes(needed)}; {format_bytes(free)} may be used",
+                f"the largest size that fits: {fitting[-1]}" if fitting else "free memory, or set a smaller model.context",
+            )
+        limit = f"{format_bytes(free)} hold no more" if fits < quick else f"more than {MICRO_POSITIONS[kind]} positions at once are no faster"
+        micro = chosen("auto", "run.rows_per_micro", max(1, min(quick, fits)), limit if min(quick, fits) * world < rows else "a whole step at once")
+    seconds = steps * rows * context / (world * speed.positions_per_s) if speed else 0.0
     worth = seconds > COMPILE_REPAYS_S[kind]
     length = f"the run takes {format_seconds(seconds)}" if seconds else "its length is not known"
     compile_ = chosen(run.compile, "run.compile", "on" if worth else "off", length)
@@ -176,7 +175,7 @@ def derive(settings: PretrainSettings, corpus: Corpus, measurer: Callable[..., S
         evaluate=replace(settings.evaluate, every_steps=evaluate),
         sample=replace(settings.sample, every_steps=sample),
     )
-    return Derived(resolved, tuple(choices), config, speed)
+    return Derived(resolved, tuple(choices), config, speed, too_large)
 
 
 def _size(

@@ -39,6 +39,7 @@ from bedplate.pretrain.trace import RESOLVED
 from bedplate.pretrain.training import Sampler, Training
 
 MODEL = "model"
+ALONE = Parallel()
 
 FREE_TABLES = ("checkpoint", "health", "evaluate", "sample")
 """Tables that a resumed run may change: they decide what is told and kept, not what is learned (health only where it acts)."""
@@ -59,13 +60,25 @@ def pretrain(settings: PretrainSettings, run: Run, sampler: Sampler | None = Non
         StateError: the folder holds a run with other settings, or a health check stopped this one.
         DataError: the corpus cannot be used.
     """
+    parallel = Parallel.from_environment(settings.run.device)
+    path = lead_or_follow(settings, run, parallel, sampler)
+    parallel.close()
+    return path
+
+
+def lead_or_follow(settings: PretrainSettings, run: Run, parallel: Parallel, sampler: Sampler | None) -> Path | None:
+    """What each of the processes does."""
     corpus = Corpus.open(settings.data.corpus)
-    resolved = resolve_once(settings, corpus, run)
+    if not parallel.leads:
+        parallel.barrier()  # the first one derives and writes down, the others read
+    resolved = resolve_once(settings, corpus, run, parallel)
     finished = run.folder / MODEL
-    if (finished / MANIFEST).exists():
+    was_finished = (finished / MANIFEST).exists()
+    if parallel.leads:
+        parallel.barrier()
+    if was_finished:
         run.events.emit("run_finished", seconds=0.0, model=finished.as_posix(), detail="was finished before")
         return finished
-    parallel = Parallel.from_environment(resolved.run.device)
     training = assemble(resolved, corpus, run, parallel, sampler)
     if not training.train():
         return None
@@ -74,11 +87,12 @@ def pretrain(settings: PretrainSettings, run: Run, sampler: Sampler | None = Non
     return path
 
 
-def resolve_once(settings: PretrainSettings, corpus: Corpus, run: Run) -> PretrainSettings:
+def resolve_once(settings: PretrainSettings, corpus: Corpus, run: Run, parallel: Parallel = ALONE) -> PretrainSettings:
     """The settings without "auto": derived and written down on the first start, read back on every later one.
 
     Raises:
         StateError: what was asked for then differs from what is asked for now in more than telling and keeping.
+        ResourceError: the model does not fit the memory.
     """
     path = run.folder / RESOLVED
     asked = to_mapping(settings)
@@ -90,7 +104,9 @@ def resolve_once(settings: PretrainSettings, corpus: Corpus, run: Run) -> Pretra
             raise StateError(f"{run.folder} was trained on another corpus than {settings.data.corpus}", "give the same corpus, or another --to")
         resolved = from_mapping(PretrainSettings, stored["resolved"])
         return dataclasses.replace(resolved, **{table: getattr(settings, table) for table in FREE_TABLES if table in ("checkpoint", "health")})
-    derived = derive(settings, corpus)
+    derived = derive(settings, corpus, world=parallel.world, neighbours=parallel.neighbours)
+    if derived.too_large is not None:
+        raise derived.too_large
     for choice in derived.choices:
         run.events.emit("chosen", what=choice.what, value=choice.value, reason=choice.reason)
     write_json(path, {"asked": asked, "resolved": to_mapping(derived.settings), "corpus": digest})
@@ -129,6 +145,7 @@ def assemble(settings: PretrainSettings, corpus: Corpus, run: Run, parallel: Par
     model = FoundationModel(preset(settings.model.size, corpus.vocabulary, corpus.specs, corpus.special_ids, settings.model.overrides))
     model.initialise(asked.seed)
     model.to(device)
+    parallel.broadcast(list(model.parameters()))
     if asked.compile == "on":
         model.run_trunk = torch.compile(model.model.forward)  # the method: a compiled module would become a part of the model
     dtype = torch.bfloat16 if asked.precision == "bfloat16" else torch.float32

@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
+import psutil
 import torch
 
 from bedplate.modality.sequence import Batch
@@ -99,3 +100,10 @@ def measure(
         torch.set_num_threads(before)
     positions = rows * context
     return Speed(positions / statistics.median(steady), positions / max(steady), positions / min(steady), len(steady))
+
+
+def free_bytes(device: str) -> int:
+    """Memory that a step may take: of the GPU, else of the machine."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.mem_get_info(torch.device(device))[0])
+    return int(psutil.virtual_memory().available)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import psutil
 import torch
 
 from bedplate.data.corpus import Corpus
 from bedplate.data.loader import STREAMS, Loader
 from bedplate.model.arithmetic import Memory, Parameters, flops_per_token, flops_per_unit, largest_rows, memory, parameters
 from bedplate.pretrain.derive import Choice, derive
-from bedplate.pretrain.measure import Speed, measure
+from bedplate.pretrain.measure import Speed, free_bytes, measure
 from bedplate.pretrain.settings import PretrainSettings
 
 
@@ -92,10 +91,3 @@ def plan(settings: PretrainSettings, corpus: Corpus, measure_s: float = 10.0) ->
         seconds=positions / speed.positions_per_s,
         seconds_range=(positions / speed.fastest, positions / speed.slowest),
     )
-
-
-def free_bytes(device: str) -> int:
-    """Memory that a step may take: of the GPU, else of the machine."""
-    if device.startswith("cuda"):
-        return int(torch.cuda.mem_get_info(torch.device(device))[0])
-    return int(psutil.virtual_memory().available)

@@ -129,11 +129,16 @@ class Stepper:
         names = ["", *sorted(n for n in self.model.loss_names() if sense_of(n) in senses or n == "text")]
         for name in names:
             sums.setdefault(name, torch.zeros((), device=self.device))
-        for parameter in self.optimiser.parameters:
+        parameters = self.optimiser.parameters
+        used = torch.tensor([float(p.grad is not None) for p in parameters], device=self.device)
+        for parameter in parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        self.sum_tensors([p.grad for p in self.optimiser.parameters if p.grad is not None])
-        self.sum_tensors([sums[name] for name in names])
+        self.sum_tensors([p.grad for p in parameters if p.grad is not None])
+        self.sum_tensors([used, *(sums[name] for name in names)])
+        for parameter, count in zip(parameters, used.tolist()):
+            if not count:  # no process used it: then it must not decay either
+                parameter.grad = None
         return names
 
     def apply(self, lr_factor: float, momentum: float) -> None:

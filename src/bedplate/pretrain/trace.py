@@ -1,4 +1,4 @@
-"""Which documents a step saw: the order is a pure function of the run's settings, so nothing had to be recorded."""
+"""Which documents a step saw. The order is a pure function of the run's settings; where a roll-back jumped over data, the log says how far."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bedplate.core.events import read_events
 from bedplate.core.files import read_json
 from bedplate.data.corpus import Corpus
 from bedplate.data.loader import Loader, TracedDocument
-from bedplate.pretrain.schedule import Schedule
+from bedplate.pretrain.schedule import Schedule, StepRows
 from bedplate.pretrain.settings import PretrainSettings
 
 RESOLVED = "resolved.json"
@@ -25,7 +25,7 @@ def trace(run: Path, step: int, corpus: Path | None = None) -> list[TracedDocume
         step: counted from 1, as events count it.
         corpus: where the corpus is now, when it was moved; it is known by its digest.
     Raises:
-        DataError: the folder holds no run, or rolled back over data (then positions shift).
+        DataError: the folder holds no run, or the run went back before this step and has not come to it again.
         IntegrityError: the corpus is another one.
         ConfigError: the run has no such step.
     """
@@ -41,7 +41,26 @@ def trace(run: Path, step: int, corpus: Path | None = None) -> list[TracedDocume
     assert isinstance(steps, int) and isinstance(rows_per_step, int) and isinstance(context, int)
     if not 1 <= step <= steps:
         raise ConfigError(f"there is no step {step}", f"the run has steps 1 .. {steps}")
-    if any(event["action"] == "roll_back" and int(event["step"]) < step for event in read_events(run / "events.jsonl", ("health",))):
-        raise DataError(f"the run jumped over data before step {step}", "only steps before its first roll-back can be traced")
-    rows = Schedule(settings.schedule, steps, rows_per_step, context).rows(step - 1)
+    rows = rows_of_step(run / "events.jsonl", Schedule(settings.schedule, steps, rows_per_step, context), step)
     return Loader(opened, settings.data.loader(settings.run.seed)).documents(rows.first_row, rows.rows, rows.context)
+
+
+def rows_of_step(events: Path, schedule: Schedule, step: int) -> StepRows:
+    """The rows that a step read: as the log tells of its last time, else as the schedule has it.
+
+    Args:
+        events: the run's log; a step that was taken again after a crash or a roll-back is in it more than once.
+        schedule: of the run.
+        step: counted from 1.
+    Raises:
+        DataError: the run went back, and has not come to this step since.
+    """
+    planned, told, went_back = schedule.rows(step - 1), None, False
+    for event in read_events(events, ("step", "health")):
+        if event["event"] == "health":
+            went_back |= event.get("action") == "roll_back"
+        elif event.get("step") == step and isinstance(event.get("first_row"), int):
+            told = int(event["first_row"])
+    if told is None and went_back:
+        raise DataError(f"the run jumped over data and its log does not tell of step {step}", "only steps that were taken can be traced")
+    return planned if told is None else planned._replace(first_row=told)

@@ -92,11 +92,11 @@ class Training:
                 while self.progress.step < self.schedule.steps:
                     self.take_step()
                     self.look()
-                    if signal.reason and self.progress.step < self.schedule.steps:
+                    if self.parallel.any(bool(signal.reason)) and self.progress.step < self.schedule.steps:
                         self.save()
                         self.writer.wait()
                         self.tell_saves()
-                        self.run.events.emit("run_stopped", step=self.progress.step, reason=signal.reason)
+                        self.run.events.emit("run_stopped", step=self.progress.step, reason=signal.reason or "another process was asked to")
                         return False
                     if self.writer.due(self.progress.step, time.monotonic() - self._saved_at):
                         self.save()
@@ -116,7 +116,9 @@ class Training:
             self._saved_step = state.progress.step
             lost_s = lost_seconds(self.run.folder / "events.jsonl", state.progress.step)
             self.run.events.emit("run_resumed", step=state.progress.step, steps=self.schedule.steps, lost_s=round(lost_s, 1))
-        elif "roll_back" in (self.settings.health.on_nan, self.settings.health.on_spike):
+        shared = f"{self.run.folder} must be the same folder for all of them"
+        self.parallel.check_same("steps to resume from", self.progress.step, shared)  # all have read before the first writes again
+        if state is None and "roll_back" in (self.settings.health.on_nan, self.settings.health.on_spike):
             self.save()  # somewhere to go back to, before the first regular checkpoint
         self._saved_at = time.monotonic()
 
@@ -153,6 +155,7 @@ class Training:
             step=step + 1,
             steps=schedule.steps,
             tokens=schedule.positions(step + 1),
+            first_row=rows.first_row,
             loss=result.loss,
             **{f"loss_{name}": value for name, value in result.losses.items()},
             gradient_norm=result.gradient_norm,
@@ -198,6 +201,8 @@ class Training:
         self.tell_saves()
         step, settings = self.progress.step, self.settings
         self.watch_learning()
+        if not self.parallel.leads:
+            return
         if is_due(step, settings.evaluate.every_steps, self.schedule.steps):
             told = self.evaluate()
             bits = {} if told.bits_per_byte is None else {"bits_per_byte": told.bits_per_byte}
@@ -249,11 +254,13 @@ class Training:
     def roll_back(self, finding: Finding) -> None:
         """Return to the newest checkpoint, and jump over all data that followed it."""
         self.writer.wait()
+        self.parallel.barrier()
         before = self.progress
         state = newest(self.writer.folder, lambda message, hint: self.run.events.emit("warning", message=message, hint=hint))
         if state is None:
             raise StateError(f"{finding.problem} at step {before.step}, and no checkpoint to go back to", "set checkpoint.every_s")
         self.load(state)
+        self.parallel.barrier()
         jumped = self.schedule.positions(before.step + 1) - self.schedule.positions(state.progress.step)
         self.progress = dataclasses.replace(
             self.progress, skipped_positions=before.skipped_positions + jumped, roll_backs=before.roll_backs + 1, trained_s=before.trained_s
@@ -275,9 +282,10 @@ class Training:
         raise StateError(f"stopped at step {self.progress.step}: {finding.problem}, {finding.detail}", hints[finding.problem])
 
     def save(self) -> None:
-        """Start writing a checkpoint of this moment."""
-        optimiser = self.stepper.optimiser.state()
-        self.writer.save(State(self.progress, dict(self.model.state_dict()), optimiser, self.average.tensors))
+        """Start writing a checkpoint of this moment; rank 0 does it for all."""
+        if self.parallel.leads:
+            optimiser = self.stepper.optimiser.state()
+            self.writer.save(State(self.progress, dict(self.model.state_dict()), optimiser, self.average.tensors))
         self._saved_at, self._saved_step = time.monotonic(), self.progress.step
 
     def load(self, state: State) -> None:
