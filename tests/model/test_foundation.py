@@ -237,6 +237,27 @@ def test_any_damage_is_a_clear_error(tmp_path, name, data, at):
         assert error.hint
 
 
+def test_a_config_that_asks_for_too_much_gets_no_room(tmp_path):
+    folder = tmp_path / "m"
+    tiny_model(vocab_size=64).save(folder)
+    whole = json.loads((folder / "config.json").read_text())
+    for change in ({"num_hidden_layers": 10**9}, {"vocab_size": 10**12}, {"hidden_size": 10**9}, {"vocab_size": 63}):
+        (folder / "config.json").write_text(json.dumps(whole | change))
+        with pytest.raises(IntegrityError, match="numbers"):
+            FoundationModel.load(folder, verifier=lambda f, kind: None)
+    ids = {"bedplate": {**whole["bedplate"], "special_ids": {"<|pad|>": 64}}}
+    (folder / "config.json").write_text(json.dumps(whole | ids))
+    with pytest.raises(IntegrityError, match="pad"):
+        FoundationModel.load(folder, verifier=lambda f, kind: None)
+
+
+def test_a_saved_model_is_as_readable_as_any_file(tmp_path, model):
+    model.save(tmp_path / "m")
+    plain = tmp_path / "plain"
+    plain.touch()
+    assert {path.stat().st_mode for path in (tmp_path / "m").iterdir()} == {plain.stat().st_mode}
+
+
 def test_the_first_format_is_still_read():
     model = FoundationModel.load(GOLDEN / "model-1")
     ids = torch.arange(10)[None]

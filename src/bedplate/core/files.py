@@ -35,16 +35,21 @@ def atomic_writer(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
         text = "b" not in mode
         with os.fdopen(descriptor, mode, encoding="utf-8" if text else None, newline="\n" if text else None) as handle:
             yield handle
-            handle.flush()
-            os.fsync(handle.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(temporary).chmod(0o666 & ~umask)  # mkstemp makes 0600; a result should be as readable as any other file
-        Path(temporary).replace(path)
-        fsync_folder(path.parent)
+        publish(Path(temporary), path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Sync a file that is complete and rename it over `path`, in the same folder."""
+    with temporary.open("rb") as handle:
+        os.fsync(handle.fileno())
+    umask = os.umask(0)
+    os.umask(umask)
+    temporary.chmod(0o666 & ~umask)  # temporary files are made 0600; a result should be as readable as any other file
+    temporary.replace(path)
+    fsync_folder(path.parent)
 
 
 def write_bytes(path: Path, data: bytes) -> None:

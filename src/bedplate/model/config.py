@@ -173,4 +173,7 @@ def from_json(raw: Mapping[str, Any]) -> ModelConfig:
         config = from_mapping(ModelConfig, {**values, **own})
     except (ConfigError, TypeError, AttributeError) as error:
         raise IntegrityError(f"config.json is damaged: {error}", "restore the model folder from a copy") from error
+    foreign = [name for name, number in config.special_ids.items() if not 0 <= number < config.vocab_size]
+    if foreign:
+        raise IntegrityError(f"config.json is damaged: {foreign[0]} is outside the vocabulary", "restore the model folder from a copy")
     return replace(config, special_ids=dict(config.special_ids))

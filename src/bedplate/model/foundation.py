@@ -6,21 +6,23 @@ model.safetensors, tokenizer.json) with a manifest; the text half is an ordinary
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from bedplate.core.artifact import Manifest, seal, verify
 from bedplate.core.errors import DataError, IntegrityError
-from bedplate.core.files import read_json, write_json
+from bedplate.core.files import publish, read_json, write_bytes, write_json
 from bedplate.modality.sequence import Batch
 from bedplate.modality.specs import SENSES
+from bedplate.model.arithmetic import parameters
 from bedplate.model.config import ModelConfig, from_json, to_json
 from bedplate.model.cross_entropy import cross_entropy_sum
 from bedplate.model.flow import UnitHeads
@@ -174,13 +176,11 @@ class FoundationModel(nn.Module):
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         temporary = folder / ".model.safetensors.tmp"
         save_file(tensors, temporary, metadata={"format": "pt"})
-        temporary.replace(folder / "model.safetensors")
+        publish(temporary, folder / "model.safetensors")
         write_json(folder / "config.json", to_json(self.config))
         end = self.config.special_ids.get("<|endoftext|>")
         write_json(folder / "generation_config.json", {"bos_token_id": end, "eos_token_id": end, "do_sample": True})
         if tokenizer is not None:
-            from bedplate.core.files import write_bytes
-
             write_bytes(folder / "tokenizer.json", tokenizer.read_bytes())
         return seal(folder, "model", parents=parents, settings=settings, about=about)
 
@@ -201,7 +201,13 @@ class FoundationModel(nn.Module):
         verifier(folder, "model")
         restore = "restore the model folder from a copy"
         try:
-            model = cls(from_json(read_json(folder / "config.json")))
+            config = from_json(read_json(folder / "config.json"))
+            held, asked = _stored_numbers(folder / "model.safetensors"), parameters(config).total
+            if held != asked:  # said before room is made for them: a config may ask for anything
+                raise IntegrityError(f"{folder}: the weights hold {held:,} numbers, the config asks for {asked:,}", restore)
+            model = cls(config)
+        except (SafetensorError, OSError) as error:
+            raise IntegrityError(f"{folder}: the weights cannot be read: {str(error).splitlines()[0]}", restore) from error
         except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, OverflowError, RecursionError) as error:
             raise IntegrityError(f"{folder}: config.json is damaged: {error}", restore) from error
         try:
@@ -209,6 +215,11 @@ class FoundationModel(nn.Module):
         except (SafetensorError, RuntimeError, OSError, ValueError) as error:
             raise IntegrityError(f"{folder}: the weights do not fit the config: {str(error).splitlines()[0]}", restore) from error
         return model.eval()
+
+
+def _stored_numbers(path: Path) -> int:
+    with safe_open(path, "pt") as stored:
+        return sum(math.prod(stored.get_slice(name).get_shape()) for name in stored.keys())  # noqa: SIM118 (no iterator)
 
 
 def attention_mask(batch: Batch) -> Bool[Tensor, "b 1 t t"] | None:
