@@ -84,6 +84,9 @@ FLAGS = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and leave with its exit code."""
+    # Threads that wait for each other spin by default; where another program takes a core, a training step then takes ten times as long
+    # (docs/journal.md). Must be set before torch is loaded; who sets it knows better.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     tokens, flags = split_flags(sys.argv[1:] if arguments is None else arguments)
     console = Console.create(json="--json" in flags, plain="--plain" in flags)
     code = 0
