@@ -1,16 +1,23 @@
 """Generation and embeddings: what is known stays, what is asked for comes, equal seeds make equal things."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
 
+from bedplate.adapt.features import pad
 from bedplate.core.errors import ConfigError, DataError
+from bedplate.data.corpus_format import StoredSegment
+from bedplate.data.packing import PackingSettings, assemble
+from bedplate.infer.draw import LIKELY, draw
 from bedplate.infer.embed import embed
-from bedplate.infer.generate import Generation, draw
+from bedplate.infer.generate import Generation
 from bedplate.infer.sampler import sampler
 from bedplate.infer.stream import Stream
 from bedplate.modality import image
 from bedplate.modality.senses import HANDLERS
+from bedplate.model.batch import to_torch
 from bedplate.testing.corpora import tiny_corpus, tiny_specs
 from bedplate.testing.models import tiny_model
 
@@ -42,6 +49,52 @@ def test_draws_obey_temperature_top_k_and_top_p():
     seen = {key: set(draw(logits.clone(), *arguments, generator).tolist()) for key, arguments in
             {"cold": (0.0, 0, 1.0), "k": (1.0, 2, 1.0), "p": (1.0, 0, 0.79), "all": (1.0, 0, 1.0)}.items()}  # fmt: skip
     assert seen == {"cold": {0}, "k": {0, 1}, "p": {0, 1}, "all": {0, 1, 2, 3}}
+
+
+@pytest.mark.parametrize(("top_k", "top_p", "sharp"), [(0, 0.9, 3.0), (0, 0.95, 0.01), (50, 1.0, 1.0), (700, 0.5, 1.0), (0, 1.0, 0.1)])
+def test_draws_come_from_the_allowed_tokens_only(top_k, top_p, sharp):
+    """Against the plain way: order everything, keep the k likeliest, renormalise, keep the first that reach the probability."""
+    logits = sharp * torch.randn(3, 2 * LIKELY, generator=torch.Generator().manual_seed(1))
+    made = torch.cat([draw(logits, 1.0, top_k, top_p, torch.Generator().manual_seed(i))[:, None] for i in range(2000)], 1)
+    for row, tokens in zip(logits, made):
+        order = row.argsort(descending=True)[: top_k or None]
+        probabilities = row[order].softmax(0)
+        allowed = order[: int((probabilities.cumsum(0) < top_p).sum()) + 1]
+        assert set(tokens.tolist()) <= set(allowed.tolist())
+        likeliest = (tokens == order[0]).float().mean()
+        expected = probabilities[0] / probabilities[: len(allowed)].sum()
+        assert abs(float(likeliest - expected)) < 4 * float((expected * (1 - expected) / 2000).sqrt()) + 1e-3
+
+
+def test_what_makes_nothing_is_refused_with_what_would_do(made):
+    past = np.sin(np.arange(90) / 4)
+    for call, says in [
+        (lambda: made.text("a", temperature=-1.0), "likeliest"),
+        (lambda: made.text("a", temperature=float("nan")), "likeliest"),
+        (lambda: made.text("a", top_p=0.0), "every token"),
+        (lambda: made.text("a", top_k=-1), "every token"),
+        (lambda: made.text("a", n=0), "1 or more"),
+        (lambda: made.text("a", most_tokens=0), "1 or more"),
+        (lambda: made.image("a", n=-2), "1 or more"),
+        (lambda: made.image("a", steps=0), "1 or more"),
+        (lambda: made.series(past, 0), "1 or more"),
+        (lambda: made.audio("a", most_s=1e6), r"8\d.\d s of sound"),
+        (lambda: made.series(past, 10**6), "327\\d\\d points"),
+    ]:
+        with pytest.raises(ConfigError) as caught:
+            call()
+        assert re.search(says, caught.value.hint)
+
+
+def test_a_tokenizer_that_is_none_or_another_is_refused(corpus, tmp_path):
+    small = tiny_model(vocab_size=64)
+    with pytest.raises(DataError, match="64"):
+        Generation(small, (corpus.folder / "tokenizer.json").read_text())
+    damaged = tmp_path / "tokenizer.json"
+    damaged.write_bytes(b'{"model": 3}')
+    tiny_model().save(tmp_path / "m", tokenizer=damaged)
+    with pytest.raises(DataError, match="not a tokenizer"):
+        Generation.load(tmp_path / "m")
 
 
 def test_pictures_have_the_size_and_what_is_known_stays(made):
@@ -104,6 +157,29 @@ def test_a_stream_of_units_sees_what_the_whole_sequence_sees(made):
         x = torch.cat([model.model.embed_tokens(torch.tensor([0, 20, 13])), model.unit_embeddings["series"](units, grid)])
         whole = model.model(x[None])[0, -1]
     torch.testing.assert_close(stream.last[0], whole, rtol=1e-4, atol=1e-5)
+
+
+def test_known_patches_are_seen_as_in_training(made, corpus):
+    """Known patches read by a stream give the state that the training batch gives, where the first k see each other both ways."""
+    model, k = made.model, 5
+    pixels = np.random.default_rng(0).integers(0, 256, (28, 28, 1), dtype=np.uint8)
+    caption = made.encoder.encode("a disc")
+    segments = [StoredSegment("text", caption), StoredSegment("image", pixels)]
+    positions = assemble(segments, model.config.senses, made.special, np.random.default_rng(0), PackingSettings(caption_first=1, caption_drop=0, known_share=0))
+    first = int((positions.sense == 1).argmax())
+    positions.block[first : first + k] = 1
+    with torch.no_grad():
+        whole = model.hidden(to_torch(pad([positions], 1)))[0]
+        units, grid = (torch.from_numpy(x) for x in (positions.units["image"], positions.grid["image"].astype(np.int64)))
+        stream = Stream(model, 1, positions.tokens[:first].tolist(), "image", (units[:k], grid[:k]))
+        torch.testing.assert_close(stream.last[0], whole[first + k - 1], rtol=1e-4, atol=1e-5)
+        causal = Stream(model, 1, positions.tokens[:first].tolist())
+        for number in range(k):
+            causal.push_units("image", units[number : number + 1], grid[number])
+        assert (causal.last[0] - whole[first + k - 1]).abs().max() > 1e-3  # and both ways is not the same as causal
+        for number in range(k, len(units)):
+            stream.push_units("image", units[number : number + 1], grid[number])
+            torch.testing.assert_close(stream.last[0], whole[first + number], rtol=1e-4, atol=1e-5)
 
 
 def test_vectors_for_any_sense(made, tmp_path):

@@ -58,7 +58,7 @@ def generate(
     made = Generation.load(model)
     if fill:
         before, _, after = fill.partition("<FILL>")
-        _text(made.fill_in(before, after, n, most_tokens, temperature, top_p, seed), before, after, out, console)
+        _text(made.fill_in(before, after, n, most_tokens, temperature, top_k, top_p, seed), before, after, out, console)
     elif series is not None or sense == "series":
         if series is None:
             raise ConfigError("a forecast needs the past", "give it with --series FILE.csv")

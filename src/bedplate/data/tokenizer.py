@@ -108,7 +108,8 @@ class Encoder:
         tree["added_tokens"], tree["post_processor"] = [], None
         self._literal = Tokenizer.from_str(json.dumps(tree))  # knows no special token, so that raw text cannot name one
         self._literal.encode_special_tokens = True
-        self.dtype = token_type(self._whole.get_vocab_size())
+        self.size = self._whole.get_vocab_size()
+        self.dtype = token_type(self.size)
         self._mask = self._whole.token_to_id("<|mask|>")
         self._remember = _cuts_at_white_space(tree)
         self._code = "H" if self.dtype.itemsize == 2 else "I"

@@ -12,15 +12,16 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from bedplate.core.errors import ConfigError, DataError
+from bedplate.core.errors import BedplateError, ConfigError, DataError
 from bedplate.data.tokenizer import Encoder
+from bedplate.infer.draw import check, draw
 from bedplate.infer.stream import Stream
 from bedplate.modality import audio, series
 from bedplate.modality.senses import HANDLERS
-from bedplate.modality.specs import CONTINUOUS, ContinuousSense
+from bedplate.modality.specs import CONTINUOUS, AudioSpec, ContinuousSense, SeriesSpec
 from bedplate.modality.units import grid_of
 from bedplate.model.foundation import FoundationModel
 
@@ -45,6 +46,11 @@ class Generation:
         self.model = model.eval()
         self.encoder = Encoder(tokenizer_json)
         self.special = model.config.special_ids
+        marks = ["<|endoftext|>", *(f"<|{sense}|>" for sense in model.config.senses.present())]
+        if missing := [mark for mark in marks if mark not in self.special]:
+            raise DataError(f"the model has no id of {missing[0]}", "it was made without a corpus; train it on one")
+        if self.encoder.size > model.config.vocab_size:
+            raise DataError(f"the tokenizer has {self.encoder.size} tokens, the model {model.config.vocab_size}", "take the one that the model came with")
         self.device = model.head.device
 
     @classmethod
@@ -52,14 +58,19 @@ class Generation:
         """From a model folder.
 
         Raises:
-            DataError: it is no model, or has no tokenizer.
+            DataError: it is no model, or has no tokenizer that fits.
             IntegrityError: a digest does not hold.
         """
         model = FoundationModel.load(folder)
         path = folder / "tokenizer.json"
         if not path.exists():
             raise DataError(f"{folder} has no tokenizer.json", "train the model on a corpus, which brings its tokenizer along")
-        return cls(model.to(device), path.read_text(encoding="utf-8"))
+        try:
+            return cls(model.to(device), path.read_text(encoding="utf-8"))
+        except BedplateError:
+            raise
+        except Exception as error:  # `tokenizers` raises plain Exceptions on damage
+            raise DataError(f"{path} is not a tokenizer: {error}", "restore the model folder from a copy") from error
 
     @torch.inference_mode()
     def text(
@@ -80,11 +91,13 @@ class Generation:
         return self._continue(ids, n, most_tokens, temperature, top_k, top_p, seed)
 
     @torch.inference_mode()
-    def fill_in(self, before: str, after: str, n: int = 1, most_tokens: int = 60, temperature: float = 0.6, top_p: float = 0.95, seed: int = 0) -> list[str]:
+    def fill_in(
+        self, before: str, after: str, n: int = 1, most_tokens: int = 60, temperature: float = 0.6, top_k: int = 0, top_p: float = 0.95, seed: int = 0
+    ) -> list[str]:
         """What may stand between two texts."""
         marks = [self.special[f"<|fim_{part}|>"] for part in ("prefix", "suffix", "middle")]
         ids = [self.special["<|endoftext|>"], marks[0], *self._encode(before), marks[1], *self._encode(after), marks[2]]
-        return self._continue(ids, n, most_tokens, temperature, 0, top_p, seed)
+        return self._continue(ids, n, most_tokens, temperature, top_k, top_p, seed)
 
     @torch.inference_mode()
     def image(
@@ -118,7 +131,7 @@ class Generation:
             given = values[:count]
         else:
             height, width = side or self._usual_side()
-            grid = grid_of(1, height // spec.patch, width // spec.patch)
+            grid = self._grid(prompt, spec, 1, height // spec.patch, width // spec.patch)
         made = self._units("image", prompt, n, grid, given, guidance, seed, steps)[0]
         return [HANDLERS["image"].join(v, grid, spec) for v in made]
 
@@ -127,7 +140,7 @@ class Generation:
         """Clips from a text."""
         spec = self._spec("video")
         height, width = self._usual_side("video")
-        grid = grid_of(-(-frames // spec.frames), height // spec.patch, width // spec.patch)
+        grid = self._grid(prompt, spec, -(-frames // spec.frames), height // spec.patch, width // spec.patch)
         made = self._units("video", prompt, n, grid, None, guidance, seed, steps)[0]
         return [HANDLERS["video"].join(v, grid, spec) for v in made]
 
@@ -145,7 +158,7 @@ class Generation:
         """The same as log-mel frames, before they are made audible."""
         spec = self._spec("audio")
         most = max(FEWEST_UNITS, round(most_s * 1000 / spec.hop_ms / spec.frames))
-        grid = grid_of(most, 1, 1)
+        grid = self._grid(prompt, spec, most)
         values, lengths = self._units("audio", prompt, n, grid, None, guidance, seed, steps)
         return [HANDLERS["audio"].join(v[:length], grid[:length], spec) for v, length in zip(values, lengths)]
 
@@ -162,13 +175,14 @@ class Generation:
             steps: Euler steps a unit.
         """
         spec = self._spec("series")
+        _at_least(points=points, samples=samples)
         if len(values) < spec.points:
             raise DataError(f"{len(values)} points are too few to forecast from", f"give at least {spec.points}")
         past = np.asarray(values, np.float64)[len(values) % spec.points :][-spec.max_points // 2 :]
         scale = series.Normalisation(float(past.mean()), max(float(past.std()), 1e-6 * max(1.0, abs(float(past.mean())))))
         units = series.cut(past, spec, scale).values
         count = -(-points // spec.points)
-        grid = grid_of(len(units) + count, 1, 1)
+        grid = self._grid(name, spec, len(units) + count)
         made = self._units("series", name, samples, grid, units, 1.0, seed, steps)[0]
         paths = np.stack([series.join(v, grid, spec, scale)[len(past) : len(past) + points] for v in made])
         low, median, high = np.quantile(paths, [0.1, 0.5, 0.9], axis=0)
@@ -178,6 +192,7 @@ class Generation:
         self, sense: ContinuousSense, prompt: str, n: int, grid: np.ndarray, given: np.ndarray | None, guidance: float, seed: int, steps: int
     ) -> tuple[list[np.ndarray], list[int]]:
         """(units [n p] of each sequence, how many of them it wanted)."""
+        _at_least(n=n, steps=steps)
         spec, heads = self._spec(sense), self._heads(sense)
         generator = torch.Generator(self.device).manual_seed(seed)
         places = torch.from_numpy(grid.astype(np.int64)).to(self.device)
@@ -218,6 +233,8 @@ class Generation:
         return list(made), lengths
 
     def _continue(self, ids: list[int], n: int, most_tokens: int, temperature: float, top_k: int, top_p: float, seed: int) -> list[str]:
+        check(temperature, top_k, top_p)
+        _at_least(n=n, most_tokens=most_tokens)
         room = self.model.config.max_position_embeddings - most_tokens
         if room < 1:
             raise ConfigError(
@@ -241,6 +258,20 @@ class Generation:
             stream.push_tokens(tokens)
         return [self.encoder.decode(np.array([t for t in row.tolist() if t != end])) for row in made]
 
+    def _grid(self, prompt: str, spec: Any, frames: int, rows: int = 1, columns: int = 1) -> Int[np.ndarray, "n 3"]:
+        """Places of what is to be made; refuses what is longer than anything the model was made for, and says what would fit."""
+        _at_least(frames=frames, rows=rows, columns=columns)
+        longest, before, count = self.model.config.max_position_embeddings, len(self._encode(prompt)) + 2, frames * rows * columns
+        if before + count <= longest:
+            return grid_of(frames, rows, columns)
+        room = max(0, longest - before)
+        fits = f"{room} patches"
+        if isinstance(spec, AudioSpec):
+            fits = f"{room * spec.frames * spec.hop_ms / 1000:.1f} s of sound"
+        elif isinstance(spec, SeriesSpec):
+            fits = f"{room * spec.points} points, past and forecast together,"
+        raise ConfigError(f"{before} tokens and {count} units are more than the model's {longest} positions", f"{fits} would fit behind this prompt")
+
     def _encode(self, text: str) -> list[int]:
         return [int(number) for number in self.encoder.encode(text)]
 
@@ -261,25 +292,7 @@ class Generation:
         return side, side
 
 
-def draw(logits: Float[Tensor, "n v"], temperature: float, top_k: int, top_p: float, generator: torch.Generator) -> Tensor:
-    """One token a row [n].
-
-    Args:
-        logits: changed in place.
-        temperature: 0 takes the likeliest.
-        top_k: 0 for all.
-        top_p: 1 for all.
-        generator: of the draws.
-    """
-    if temperature <= 0:
-        return logits.argmax(-1)
-    logits = logits / temperature
-    if top_k:
-        least = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
-        logits = logits.masked_fill(logits < least, -torch.inf)
-    probabilities = logits.softmax(-1)
-    if top_p < 1:
-        ordered, order = probabilities.sort(-1, descending=True)
-        cut = ordered.cumsum(-1) - ordered >= top_p  # the first token always stays
-        probabilities = probabilities.masked_fill(cut.gather(-1, order.argsort(-1)), 0)
-    return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
+def _at_least(**asked: int) -> None:
+    for name, number in asked.items():
+        if number < 1:
+            raise ConfigError(f"{name} = {number} makes nothing", "give 1 or more")

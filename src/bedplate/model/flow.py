@@ -116,7 +116,7 @@ class FlowHead(nn.Module):
         n = condition.shape[0]
         z = torch.randn((n, unit_width), generator=generator, device=condition.device)
         for step in range(steps):
-            time = torch.full((n, 1), step / steps, device=condition.device)
+            time = torch.full((1, 1), step / steps, device=condition.device)  # the same for all, so its code is made once
             clean = self(z, time, condition)
             if unconditional is not None and guidance != 1.0:
                 without = self(z, time, unconditional)
