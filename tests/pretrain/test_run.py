@@ -72,9 +72,9 @@ def test_an_interrupted_run_ends_with_the_same_weights(corpus, finished, tmp_pat
 
     monkeypatch.setattr(training.Training, "take_step", crash)
     with pytest.raises(RuntimeError):
-        run(corpus, tmp_path / "r")
+        run(corpus, tmp_path / "r", "checkpoint.every_steps=3")
     monkeypatch.setattr(training.Training, "take_step", original)
-    run(corpus, tmp_path / "r")
+    run(corpus, tmp_path / "r", "checkpoint.every_steps=3")
     assert list(read_events(tmp_path / "r" / "events.jsonl", ("run_resumed",)))
     whole, parts = (FoundationModel.load(folder / "model").state_dict() for folder in (finished, tmp_path / "r"))
     assert all(torch.equal(whole[name], parts[name]) for name in whole)

@@ -78,15 +78,19 @@ def plan(
     made = make_plan(settings, Corpus.open(settings.data.corpus), measure)
     run_settings, model = made.settings.run, made.settings.model
     shares = ", ".join(f"{name} {share:.0%}" for name, share in made.shares.items())
-    low, high = made.seconds_range
     rows = [
         ("model", f"{format_count(made.parameters.total)} parameters ({model.size}, context {model.context})"),
         ("data", f"{format_count(made.positions)} positions = {made.positions_per_parameter:.2g} a parameter, {made.epochs:.2g} epochs at most; {shares}"),
         ("steps", f"{run_settings.steps} of {run_settings.rows_per_step} rows, {run_settings.rows_per_micro} at once"),
         ("memory", f"{format_bytes(made.memory.total)} of {format_bytes(made.free_bytes)} free; largest batch that fits: {made.largest_rows} rows"),
-        ("compute", f"{made.flops:.3g} FLOPs at {made.flops / made.seconds:.3g} FLOP/s"),
-        ("time", f"{format_seconds(made.seconds)} ({format_seconds(low)} .. {format_seconds(high)}) at {format_count(made.speed.positions_per_s)} positions/s"),
     ]
+    if made.speed is not None and made.seconds is not None and made.seconds_range is not None:
+        low, high = map(format_seconds, made.seconds_range)
+        rows.append(("compute", f"{made.flops:.3g} FLOPs at {made.flops / made.seconds:.3g} FLOP/s"))
+        rows.append(("time", f"{format_seconds(made.seconds)} ({low} .. {high}) at {format_count(made.speed.positions_per_s)} positions/s"))
+    else:
+        rows.append(("compute", f"{made.flops:.3g} FLOPs"))
+        rows.append(("time", "not measured: not even one row fits this machine's free memory"))
     console.table(("", "plan"), rows)
     console.table(("setting", "value", "because"), [(c.what, c.value, c.reason) for c in made.choices])
     console.data(
@@ -103,7 +107,7 @@ def plan(
             "free_bytes": made.free_bytes,
             "largest_rows": made.largest_rows,
             "flops": made.flops,
-            "positions_per_s": made.speed.positions_per_s,
+            "positions_per_s": None if made.speed is None else made.speed.positions_per_s,
             "seconds": made.seconds,
             "seconds_range": made.seconds_range,
             "chosen": [{"what": c.what, "value": c.value, "reason": c.reason} for c in made.choices],

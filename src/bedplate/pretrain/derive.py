@@ -77,6 +77,7 @@ def derive(
         neighbours: those of them that share this machine.
     Raises:
         ConfigError: the budget is none.
+        ResourceError: the budget is one of time, and the size asked for does not fit the memory to be measured.
     """
     choices: list[Choice] = []
 
@@ -104,7 +105,25 @@ def derive(
     def config_of(size: str) -> ModelConfig:
         return preset(size, corpus.vocabulary, corpus.specs, corpus.special_ids, settings.model.overrides)
 
+    width = 2 if dtype == torch.bfloat16 else 4
+    free = int(MEMORY_SHARE * memory_of(device) / (neighbours if kind == "cpu" else 1))
+
+    def rows_that_fit(size: str, context: int) -> int:
+        return largest_rows(config_of(size), context, free, bytes_per_value=width, unit_share=unit_share)
+
+    def too_large(size: str, context: int) -> ResourceError | None:
+        if rows_that_fit(size, context) >= 1:
+            return None
+        needed = memory(config_of(size), 1, context, bytes_per_value=width, unit_share=unit_share).total
+        fitting = [name for name in PRESETS if rows_that_fit(name, context) >= 1]
+        return ResourceError(
+            f"one row of {context} positions of {size} needs {format_bytes(needed)}; {format_bytes(free)} may be used",
+            f"the largest size that fits: {fitting[-1]}" if fitting else "free memory, or set a smaller model.context",
+        )
+
     def speed_of(size: str, context: int) -> Speed:
+        if (error := too_large(size, context)) is not None:
+            raise error  # measuring would take the whole machine down
         rows = max(1, min(MICRO_POSITIONS[kind], 4096 if kind == "cpu" else 1 << 20) // context)
         return measurer(
             config_of(size), settings.optim, rows=rows, context=context, unit_share=unit_share, seconds=measure_s, device=device, dtype=dtype, threads=threads
@@ -141,20 +160,10 @@ def derive(
     if steps == "auto":
         steps = max(20, int(positions / (rows * context)))
         choices.append(Choice("run.steps", steps, why))
-    too_large: ResourceError | None = None
     quick = max(1, min(-(-rows // world), MICRO_POSITIONS[kind] // context))
     micro = run.rows_per_micro
     if micro == "auto":
-        width = 2 if dtype == torch.bfloat16 else 4
-        free = int(MEMORY_SHARE * memory_of(device) / (neighbours if kind == "cpu" else 1))
-        fits = largest_rows(config, context, free, bytes_per_value=width, unit_share=unit_share)
-        if fits < 1:
-            needed = memory(config, 1, context, bytes_per_value=width, unit_share=unit_share).total
-            fitting = [name for name in PRESETS if largest_rows(config_of(name), context, free, bytes_per_value=width, unit_share=unit_share)]
-            too_large = ResourceError(
-                f"one row of {context} positions of {size} needs {format_bytes(needed)}; {format_bytes(free)} may be used",
-                f"the largest size that fits: {fitting[-1]}" if fitting else "free memory, or set a smaller model.context",
-            )
+        fits = rows_that_fit(size, context)
         limit = f"{format_bytes(free)} hold no more" if fits < quick else f"more than {MICRO_POSITIONS[kind]} positions at once are no faster"
         micro = chosen("auto", "run.rows_per_micro", max(1, min(quick, fits)), limit if min(quick, fits) * world < rows else "a whole step at once")
     seconds = steps * rows * context / (world * speed.positions_per_s) if speed else 0.0
@@ -175,7 +184,7 @@ def derive(
         evaluate=replace(settings.evaluate, every_steps=evaluate),
         sample=replace(settings.sample, every_steps=sample),
     )
-    return Derived(resolved, tuple(choices), config, speed, too_large)
+    return Derived(resolved, tuple(choices), config, speed, too_large(size, context))
 
 
 def _size(
