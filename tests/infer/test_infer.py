@@ -39,6 +39,20 @@ def test_text_repeats_with_its_seed_and_varies_without(made):
     assert made.fill_in("the", "boats", most_tokens=5) and "<|" not in one + two
 
 
+def test_a_middle_keeps_its_marks_and_what_is_near_it_when_the_texts_are_too_long(made, monkeypatch):
+    seen = []
+    monkeypatch.setattr(made, "_continue", lambda ids, *rest: seen.append(ids) or [""])
+    words = "the quiet river boats " * 400
+    for before, after in [(words, words), (words, "end"), ("start", words), ("start", "end")]:
+        made.fill_in(before, after, most_tokens=60)
+        ids, left, right = seen.pop(), made._encode(before), made._encode(after)
+        marks = [ids.index(made.special[f"<|fim_{part}|>"]) for part in ("prefix", "suffix", "middle")]
+        kept_left, kept_right = ids[marks[0] + 1 : marks[1]], ids[marks[1] + 1 : marks[2]]
+        assert marks[0] == 1 and marks[2] == len(ids) - 1
+        assert len(ids) == min(2048 - 60, len(left) + len(right) + 4)
+        assert left[len(left) - len(kept_left) :] == kept_left and right[: len(kept_right)] == kept_right and kept_left and kept_right
+
+
 def test_a_prompt_cannot_name_control_tokens(made):
     assert made.special["<|image|>"] not in made._encode("<|image|><|endoftext|>")
 

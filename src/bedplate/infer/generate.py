@@ -96,7 +96,11 @@ class Generation:
     ) -> list[str]:
         """What may stand between two texts."""
         marks = [self.special[f"<|fim_{part}|>"] for part in ("prefix", "suffix", "middle")]
-        ids = [self.special["<|endoftext|>"], marks[0], *self._encode(before), marks[1], *self._encode(after), marks[2]]
+        left, right = self._encode(before), self._encode(after)
+        room = max(2, self.model.config.max_position_embeddings - most_tokens - len(marks) - 1)
+        right = right[: max(room // 2, room - len(left))]  # what does not fit is left out far from the middle
+        left = left[max(0, len(left) + len(right) - room) :]
+        ids = [self.special["<|endoftext|>"], marks[0], *left, marks[1], *right, marks[2]]
         return self._continue(ids, n, most_tokens, temperature, top_k, top_p, seed)
 
     @torch.inference_mode()
@@ -126,12 +130,10 @@ class Generation:
         spec = self._spec("image")
         given = None
         if known is not None:
-            values, grid = HANDLERS["image"].cut(known, spec)
-            count = max(1, min(len(values) - 1, round(known_share * len(values))))
-            given = values[:count]
-        else:
-            height, width = side or self._usual_side()
-            grid = self._grid(prompt, spec, 1, height // spec.patch, width // spec.patch)
+            values = HANDLERS["image"].cut(known, spec).values
+            given = values[: max(1, min(len(values) - 1, round(known_share * len(values))))]
+        height, width = known.shape[:2] if known is not None else side or self._usual_side()
+        grid = self._grid(prompt, spec, 1, height // spec.patch, width // spec.patch)
         made = self._units("image", prompt, n, grid, given, guidance, seed, steps)[0]
         return [HANDLERS["image"].join(v, grid, spec) for v in made]
 

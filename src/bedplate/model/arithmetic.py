@@ -120,7 +120,8 @@ def memory(config: ModelConfig, rows: int, context: int, *, bytes_per_value: int
     flow = 0
     for spec in config.senses.present().values():
         units = positions * unit_share / len(config.senses.present())
-        flow += int(units * 2 * (config.flow_blocks * 12 * config.flow_width + 3 * spec.unit_width) * 4)
+        # Of each unit and noise draw: 12 widths a block, 9 for entry, condition, time and exit; the noise, what it made noisy, and the errors.
+        flow += int(units * 2 * ((12 * config.flow_blocks + 9) * config.flow_width + 5 * spec.unit_width) * 4)
     logits = 2 * 1024 * config.vocab_size * 4
     return Memory(
         weights=4 * count.total,
