@@ -1,5 +1,7 @@
 """Fixtures shared by all tests."""
 
+import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,3 +18,18 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("development data ../shared/data is not here")
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible():
+    """A suite started in the background ignores Ctrl-C, and so would every program that it starts."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def ordinary_numbers():
+    """A run flushes denormal numbers in its process; hypothesis cannot draw floats then."""
+    yield
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_flush_denormal(False)

@@ -16,4 +16,3 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-    torch.set_flush_denormal(False)  # a run turns it on, and hypothesis cannot draw floats then

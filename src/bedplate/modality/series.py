@@ -11,8 +11,8 @@ from jaxtyping import Float, Int
 from bedplate.modality.specs import SeriesSpec
 from bedplate.modality.units import Units, grid_of
 
-MOST_SPREADS = 20.0
-"""Values further out than this many spreads are clipped: one outlier must not own the loss."""
+MOST_SPREADS = 1000.0
+"""Values further out than this many spreads are clipped."""
 
 
 class Normalisation(NamedTuple):
@@ -39,7 +39,8 @@ def cut(values: Float[np.ndarray, "t"], spec: SeriesSpec, scale: Normalisation |
     """
     scale = scale or normalisation(values)
     padded = np.pad(np.asarray(values, np.float64), (0, -len(values) % spec.points), mode="edge")
-    normal = np.clip((padded - scale.mean) / scale.std, -MOST_SPREADS, MOST_SPREADS)
+    # asinh: a spread near the mean stays a spread, but a burst counts as its logarithm, so that one outlier does not own the loss.
+    normal = np.arcsinh(np.clip((padded - scale.mean) / scale.std, -MOST_SPREADS, MOST_SPREADS))
     units = ((normal.reshape(-1, spec.points) - spec.mean) / spec.std).astype(np.float32)
     return Units(units, grid_of(len(units), 1, 1))
 
@@ -48,6 +49,7 @@ def join(units: Float[np.ndarray, "n p"], grid: Int[np.ndarray, "n 3"], spec: Se
     """Values from units, in the channel's own unit when `scale` is given."""
     ordered = units[np.argsort(grid[:, 0], kind="stable")].reshape(-1) * spec.std + spec.mean
     scale = scale or Normalisation(0.0, 1.0)
+    ordered = np.sinh(np.clip(ordered, -np.arcsinh(MOST_SPREADS), np.arcsinh(MOST_SPREADS)).astype(np.float64))
     return (ordered * scale.std + scale.mean).astype(np.float32)
 
 
