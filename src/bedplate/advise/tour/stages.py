@@ -326,7 +326,7 @@ def _labels(tour: Tour) -> Found:
     judged = str(tour.settings.labels[len(tour.settings.labels) // 2])  # with the fewest, chance decides
     tour.check(
         table["probe"][judged] > table["scratch"][judged],
-        f"with {judged} labels the base ({table['probe'][fewest]:.0%}) is no better than from scratch ({table['scratch'][fewest]:.0%})",
+        f"with {judged} labels the base ({table['probe'][judged]:.0%}) is no better than from scratch ({table['scratch'][judged]:.0%})",
         "give more time with --minutes",
     )
     return {"accuracy": table, "test": len(test)}
