@@ -50,7 +50,7 @@ def main() -> None:
     """Measure and record."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=256, help="steps of each Trainer run")
-    parser.add_argument("--shares", type=float, nargs="+", default=[0.2, 0.3, 0.4, 0.5, 0.75, 1.0])
+    parser.add_argument("--shares", type=float, nargs="+", default=[0.2, 0.25, 0.3, 0.4, 0.5, 0.75, 1.0])
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
