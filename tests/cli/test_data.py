@@ -4,18 +4,7 @@ import json
 
 import pytest
 
-from bedplate.cli.app import main
 from bedplate.data.corpus import Corpus
-
-
-def run(capsys, *words):
-    try:
-        main(list(map(str, words)))
-        code = 0
-    except SystemExit as stop:
-        code = stop.code
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 @pytest.fixture
@@ -27,29 +16,29 @@ def raw(tmp_path):
     return folder
 
 
-def test_build_and_inspect(tmp_path, capsys, raw):
-    code, out, _ = run(capsys, "data", "build", raw, "--to", tmp_path / "c", "--set", "workers=0", "--json")
+def test_build_and_inspect(tmp_path, run, raw):
+    code, out, _ = run("data", "build", raw, "--to", tmp_path / "c", "--set", "workers=0", "--json")
     assert code == 0
     result = json.loads(out)
     assert result["counts"]["kept"] == {"text": 4} and result["digest"] == Corpus.open(tmp_path / "c").manifest.digest
-    code, out, _ = run(capsys, "data", "inspect", tmp_path / "c", "--json")
+    code, out, _ = run("data", "inspect", tmp_path / "c", "--json")
     assert code == 0 and json.loads(out)["documents"] == 4 and (tmp_path / "c.html").stat().st_size > 5000
-    code, out, _ = run(capsys, "data", "inspect", tmp_path / "c", "--to", tmp_path / "other.html", "--plain")
+    code, out, _ = run("data", "inspect", tmp_path / "c", "--to", tmp_path / "other.html", "--plain")
     assert code == 0 and "4 documents" in out and (tmp_path / "other.html").exists()
 
 
-def test_a_settings_file_and_a_tokenizer(tmp_path, capsys, raw):
+def test_a_settings_file_and_a_tokenizer(tmp_path, run, raw):
     (tmp_path / "recipe.toml").write_text(f'inputs = ["{raw}"]\nworkers = 0\n[tokenizer]\nvocabulary = 300\n')
-    code, _, err = run(capsys, "data", "build", "--to", tmp_path / "c", "--settings", tmp_path / "recipe.toml", "--plain")
+    code, _, err = run("data", "build", "--to", tmp_path / "c", "--settings", tmp_path / "recipe.toml", "--plain")
     assert code == 0 and "corpus in" in err and Corpus.open(tmp_path / "c").vocabulary == 300
-    code, *_ = run(capsys, "data", "build", raw, "--to", tmp_path / "d", "--tokenizer", tmp_path / "c", "--set", "workers=0")
+    code, *_ = run("data", "build", raw, "--to", tmp_path / "d", "--tokenizer", tmp_path / "c", "--set", "workers=0")
     assert code == 0 and (tmp_path / "d" / "tokenizer.json").read_bytes() == (tmp_path / "c" / "tokenizer.json").read_bytes()
 
 
-def test_errors_say_what_to_do(tmp_path, capsys, raw):
-    code, _, err = run(capsys, "data", "build", raw / "9.txt", "--to", tmp_path / "c")
+def test_errors_say_what_to_do(tmp_path, run, raw):
+    code, _, err = run("data", "build", raw / "9.txt", "--to", tmp_path / "c")
     assert code == 3 and "hint:" in err
-    code, _, err = run(capsys, "data", "build", "--to", tmp_path / "c")
+    code, _, err = run("data", "build", "--to", tmp_path / "c")
     assert code == 2 and "no sources" in err
-    code, _, err = run(capsys, "data", "inspect", raw)
+    code, _, err = run("data", "inspect", raw)
     assert code == 3 and "hint:" in err

@@ -14,9 +14,10 @@ from bedplate.data.loader import Loader, LoaderSettings
 from bedplate.modality.sequence import Batch
 from bedplate.modality.specs import SENSES
 from bedplate.model.batch import to_torch
-from bedplate.model.config import ModelConfig, from_json, preset, to_json
+from bedplate.model.config import ModelConfig, preset
 from bedplate.model.cross_entropy import cross_entropy_sum
 from bedplate.model.flow import FlowHead
+from bedplate.model.formats.config_json import from_json, to_json
 from bedplate.model.foundation import FoundationModel, attention_mask
 from bedplate.model.transformer import Cache
 from bedplate.testing.corpora import tiny_corpus, tiny_specs
@@ -222,7 +223,7 @@ def test_a_config_that_asks_for_too_much_gets_no_room(tmp_path):
     whole = json.loads((folder / "config.json").read_text())
     for change in ({"num_hidden_layers": 10**9}, {"vocab_size": 10**12}, {"hidden_size": 10**9}, {"vocab_size": 63}):
         (folder / "config.json").write_text(json.dumps(whole | change))
-        with pytest.raises(IntegrityError, match="numbers"):
+        with pytest.raises(IntegrityError, match="numbers|layers"):
             FoundationModel.load(folder, verifier=lambda f, kind: None)
     ids = {"bedplate": {**whole["bedplate"], "special_ids": {"<|pad|>": 64}}}
     (folder / "config.json").write_text(json.dumps(whole | ids))

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
+from torch import Tensor
 
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)
 """L2 penalties that are tried, as a share of the mean loss."""
 FOLDS = 4
+MANY = 1000
+"""With more things than this one fold tells enough."""
+
+Loss = Literal["softmax", "sigmoid", "squared"]
 
 
 class Probe(NamedTuple):
@@ -43,40 +49,69 @@ def fit_probe(features: Float[np.ndarray, "n d"], labels: Int[np.ndarray, "n"], 
         classes: how many there are.
         seed: of the folds.
     """
+    return fit_linear(features, np.eye(classes)[labels], "softmax", seed)
+
+
+def fit_linear(
+    features: Float[np.ndarray, "n d"], targets: Float[np.ndarray, "n c"], loss: Loss, seed: int = 0, weights: Float[np.ndarray, "n"] | None = None
+) -> Probe:
+    """A linear map from features to targets; the penalty is chosen by cross-validation on these targets alone.
+
+    Args:
+        features: of the things.
+        targets: one-hot labels (softmax), labels that hold or not (sigmoid), or numbers (squared).
+        loss: what is minimised.
+        seed: of the folds.
+        weights: how much each thing counts; all the same when left out.
+    """
     mean, spread = features.mean(0), features.std(0) + 1e-6
     x = torch.from_numpy(((features - mean) / spread).astype(np.float64))
-    y = torch.from_numpy(labels.astype(np.int64))
-    penalty = _best_penalty(x, y, classes, seed)
-    weight, bias = _solve(x, y, classes, penalty)
+    y = torch.from_numpy(targets.astype(np.float64))
+    w = torch.ones(len(y), dtype=torch.float64) if weights is None else torch.from_numpy(weights / weights.mean()).double()
+    penalty = _best_penalty(x, y, w, loss, seed)
+    weight, bias = _solve(x, y, w, loss, penalty)
     return Probe(mean, spread, weight.numpy(), bias.numpy(), penalty)
 
 
-def _best_penalty(x: torch.Tensor, y: torch.Tensor, classes: int, seed: int) -> float:
-    count = len(y)
-    if count < 2 * classes:  # too few to hold any out: the strongest penalty errs least
+def _best_penalty(x: Tensor, y: Tensor, w: Tensor, loss: Loss, seed: int) -> float:
+    count, classes = y.shape
+    if count < 2 * classes or count < FOLDS:  # too few to hold any out: the strongest penalty errs least
         return PENALTIES[-1]
     fold = np.random.default_rng(seed).permutation(count) % FOLDS
     scores = {}
     for penalty in PENALTIES:
-        right = 0
-        for held_out in range(FOLDS):
+        score = 0.0
+        for held_out in range(FOLDS if count <= MANY else 1):
             train, test = torch.from_numpy(fold != held_out), torch.from_numpy(fold == held_out)
-            weight, bias = _solve(x[train], y[train], classes, penalty)
-            right += int(((x[test] @ weight.T + bias).argmax(1) == y[test]).sum())
-        scores[penalty] = right
+            weight, bias = _solve(x[train], y[train], w[train], loss, penalty)
+            scored = x[test] @ weight.T + bias
+            if loss == "softmax":
+                score += float((scored.argmax(1) == y[test].argmax(1)).sum())
+            else:
+                score -= float(_losses(scored, y[test], loss).sum())
+        scores[penalty] = score
     return max(scores, key=lambda p: (scores[p], p))
 
 
-def _solve(x: torch.Tensor, y: torch.Tensor, classes: int, penalty: float) -> tuple[torch.Tensor, torch.Tensor]:
-    weight = torch.zeros(classes, x.shape[1], dtype=torch.float64, requires_grad=True)
-    bias = torch.zeros(classes, dtype=torch.float64, requires_grad=True)
+def _losses(scores: Tensor, y: Tensor, loss: Loss) -> Tensor:
+    """Loss of each thing [n]."""
+    if loss == "softmax":
+        return F.cross_entropy(scores, y, reduction="none")
+    if loss == "sigmoid":
+        return F.binary_cross_entropy_with_logits(scores, y, reduction="none").mean(1)
+    return (scores - y).square().mean(1) / 2
+
+
+def _solve(x: Tensor, y: Tensor, w: Tensor, loss: Loss, penalty: float) -> tuple[Tensor, Tensor]:
+    weight = torch.zeros(y.shape[1], x.shape[1], dtype=torch.float64, requires_grad=True)
+    bias = torch.zeros(y.shape[1], dtype=torch.float64, requires_grad=True)
     optimiser = torch.optim.LBFGS([weight, bias], max_iter=100, tolerance_grad=1e-5, line_search_fn="strong_wolfe")
 
-    def closure() -> torch.Tensor:
+    def closure() -> Tensor:
         optimiser.zero_grad()
-        loss = torch.nn.functional.cross_entropy(x @ weight.T + bias, y) + penalty * weight.square().sum() / 2
-        torch.autograd.backward(loss)
-        return loss
+        total = (w * _losses(x @ weight.T + bias, y, loss)).mean() + penalty * weight.square().sum() / 2
+        torch.autograd.backward(total)
+        return total
 
     optimiser.step(closure)  # type: ignore[no-untyped-call]
     return weight.detach(), bias.detach()

@@ -63,6 +63,8 @@ COMMANDS: dict[str, Command] = {
     "data trace": Command("bedplate.cli.trace:trace", "List the documents that a training step saw"),
     "pretrain plan": Command("bedplate.cli.pretrain:plan", "Parameters, memory, time and FLOPs; trains nothing"),
     "pretrain run": Command("bedplate.cli.pretrain:run", "Pre-train a model on a corpus; continues where it stopped"),
+    "adapt": Command("bedplate.cli.adapt:adapt", "Adapt a base to a job; continues where it stopped"),
+    "predict": Command("bedplate.cli.adapt:predict", "What an adapted base says of the examples in a file"),
     "generate": Command("bedplate.cli.generate:generate", "Text, pictures, sound and series from a model"),
     "embed": Command("bedplate.cli.embed:embed", "Vectors for files of any sense"),
     "runs list": Command("bedplate.cli.runs:list_runs", "The runs in a folder: state, step, loss, age"),

@@ -99,7 +99,7 @@ def _seconds(event: dict[str, Any]) -> str:
 
 
 def _evaluated(event: dict[str, Any]) -> str:
-    shown = {key.removeprefix("loss_").replace("_", " "): value for key, value in event.items() if key.startswith(("loss", "bits_"))}
+    shown = {key.removeprefix("loss_").removeprefix("score_").replace("_", " "): v for key, v in event.items() if key.startswith(("loss", "bits_", "score_"))}
     losses = [f"{name} {number(value):.3f}" for name, value in shown.items()]
     return f"{_at(event)}held-out " + ", ".join(losses)
 

@@ -111,10 +111,10 @@ def read_row(row: Mapping[str, Any], origin: Origin, specs: SenseSpecs, beside: 
     component: Any = "text"
     try:
         if row.get("image") is not None and specs.image is not None:
-            segments.append(Segment("image", image.decode(_payload(row["image"], beside), specs.image)))
+            segments.append(Segment("image", image.decode(payload(row["image"], beside), specs.image)))
             component = "image"
         elif row.get("audio") is not None and specs.audio is not None:
-            segments.append(Segment("audio", audio.decode(_payload(row["audio"], beside), specs.audio)))
+            segments.append(Segment("audio", audio.decode(payload(row["audio"], beside), specs.audio)))
             component = "audio"
     except DataError as error:
         yield Skipped(origin, "damaged file", error.message)
@@ -174,7 +174,7 @@ def _numeric_rows(rows: list[dict[str, Any]], origin: Origin, specs: SenseSpecs)
         yield Document("text", (Segment("text", text),), origin)
 
 
-def _payload(value: Any, beside: Beside) -> bytes:
+def payload(value: Any, beside: Beside) -> bytes:
     """Bytes of a cell: bytes, {"bytes": ...} as data sets write, base64, or a path beside the table."""
     if isinstance(value, Mapping):
         value = value.get("bytes") or value.get("path")

@@ -67,7 +67,9 @@ def parameters(config: ModelConfig) -> Parameters:
     """Exact numbers of parameters by part."""
     d = config.hidden_size
     table = config.vocab_size * d
-    layer = layer_matrices(config) + 2 * d + 2 * config.head_dim
+    biases = config.attention_bias * config.head_dim * (config.num_attention_heads + 2 * config.num_key_value_heads)
+    biases += config.output_bias * d + config.mlp_bias * (2 * config.intermediate_size + d)
+    layer = layer_matrices(config) + 2 * d + config.qk_norm * 2 * config.head_dim + biases
     return Parameters(
         embedding=table,
         layers=config.num_hidden_layers * layer + d,

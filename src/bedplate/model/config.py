@@ -1,17 +1,44 @@
-"""The shape of a model: Qwen3's field names for the trunk, specs for the other senses, presets by size. No torch.
+"""The shape of a model: Hugging Face's field names for the trunk, specs for the other senses, presets by size. No torch.
 
-A model's `config.json` is an ordinary Hugging Face Qwen3 config with one more key, "bedplate", so that other engines load the text model as it is.
+What we train is a Qwen3; the fields behind `special_ids` are what other dense families have or lack (model/families.py names them).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from bedplate.core.config import from_mapping, to_mapping
-from bedplate.core.errors import ConfigError, IntegrityError, did_you_mean
+from bedplate.core.errors import ConfigError, did_you_mean
 from bedplate.modality.specs import SenseSpecs
+from bedplate.model.families import FAMILIES
+
+Family = Literal["qwen3", "qwen2", "llama", "mistral", "smollm3"]
+"""The `model_type` of a Hugging Face config that the trunk computes."""
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """How rotary angles are stretched for contexts longer than those of pre-training."""
+
+    rope_type: Literal["linear", "dynamic", "llama3", "yarn"]
+    factor: float
+    """How many times longer."""
+    original_max_position_embeddings: int = 0
+    """llama3 and yarn: the context of pre-training."""
+    low_freq_factor: float = 1.0
+    """llama3: waves longer than the original context over this are stretched in full."""
+    high_freq_factor: float = 4.0
+    """llama3: waves shorter than the original context over this are left alone."""
+    beta_fast: float = 32.0
+    """yarn: coordinates that turn more often than this in the original context are left alone."""
+    beta_slow: float = 1.0
+    """yarn: coordinates that turn less often than this are stretched in full."""
+    attention_factor: float = 1.0
+    """yarn: what cos and sin are multiplied with."""
+    truncate: bool = True
+    """yarn: whether the two borders are rounded to whole coordinates."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +60,26 @@ class ModelConfig:
     flow_blocks: int = 3
     special_ids: Mapping[str, int] = field(default_factory=dict)
     """Name -> id of the special tokens that the senses and generation need."""
+    model_type: Family = "qwen3"
+    attention_bias: bool = False
+    """Whether the query, key and value projections add a bias."""
+    output_bias: bool = False
+    """Whether attention's output projection does."""
+    mlp_bias: bool = False
+    """Whether the feed-forward's projections do."""
+    qk_norm: bool = True
+    """Whether each head's queries and keys are normalised."""
+    rope_scaling: RopeScaling | None = None
+    sliding_window: int | None = None
+    """Positions, its own included, that a position sees in `sliding_layers`."""
+    sliding_layers: tuple[int, ...] = ()
+    """Numbers of the layers that see the window only."""
+    no_rope_layers: tuple[int, ...] = ()
+    """Numbers of the layers that turn nothing. (SmolLM3's key of this name is a mask of the layers that do.)"""
+    bos_token_id: int | None = None
+    """What a text begins with, where that is not `<|endoftext|>`."""
+    eos_token_ids: tuple[int, ...] = ()
+    """What ends a text or an answer, where that is not `<|endoftext|>` alone."""
 
     def __post_init__(self) -> None:
         if self.num_attention_heads % self.num_key_value_heads:
@@ -46,6 +93,22 @@ class ModelConfig:
         for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "head_dim", "flow_blocks"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} = {getattr(self, name)} leaves nothing to compute", f"set {name} to 1 or more")
+        if self.sliding_layers and (self.sliding_window is None or self.sliding_window < 1):
+            raise ConfigError(f"sliding_window = {self.sliding_window} hides everything from layers {list(self.sliding_layers)}", "set it to 1 or more")
+        for name in ("sliding_layers", "no_rope_layers"):
+            if foreign := [number for number in getattr(self, name) if not 0 <= number < self.num_hidden_layers]:
+                raise ConfigError(f"{name} names layer {foreign[0]}", f"layers are 0 to {self.num_hidden_layers - 1}")
+        FAMILIES[self.model_type].check(self)
+
+    @property
+    def begin_token_id(self) -> int | None:
+        """What a text begins with."""
+        return self.special_ids.get("<|endoftext|>") if self.bos_token_id is None else self.bos_token_id
+
+    @property
+    def end_token_ids(self) -> tuple[int, ...]:
+        """What ends a text or an answer."""
+        return self.eos_token_ids or tuple(number for name, number in self.special_ids.items() if name == "<|endoftext|>")
 
     @property
     def flow_width(self) -> int:
@@ -122,58 +185,3 @@ def preset(
         if key not in known:
             raise ConfigError(f"the model has no field {key!r}", did_you_mean(key, known))
     return from_mapping(ModelConfig, {**to_mapping(config), **overrides})
-
-
-def to_json(config: ModelConfig) -> dict[str, Any]:
-    """The config as a Hugging Face Qwen3 `config.json`."""
-    special = config.special_ids
-    end = special.get("<|endoftext|>")
-    return {
-        "architectures": ["Qwen3ForCausalLM"],
-        "model_type": "qwen3",
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "num_hidden_layers": config.num_hidden_layers,
-        "num_attention_heads": config.num_attention_heads,
-        "num_key_value_heads": config.num_key_value_heads,
-        "head_dim": config.head_dim,
-        "rope_theta": config.rope_theta,
-        "rms_norm_eps": config.rms_norm_eps,
-        "tie_word_embeddings": config.tie_word_embeddings,
-        "max_position_embeddings": config.max_position_embeddings,
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "attention_dropout": 0.0,
-        "use_sliding_window": False,
-        "bos_token_id": end,
-        "eos_token_id": end,
-        "pad_token_id": special.get("<|pad|>"),
-        "dtype": "float32",
-        "bedplate": {
-            "senses": {name: to_mapping(spec) for name, spec in config.senses.present().items()},
-            "flow_blocks": config.flow_blocks,
-            "special_ids": dict(special),
-        },
-    }
-
-
-def from_json(raw: Mapping[str, Any]) -> ModelConfig:
-    """The config written in a `config.json`.
-
-    Raises:
-        IntegrityError: it is not one of ours or is damaged.
-    """
-    if raw.get("model_type") != "qwen3":
-        raise IntegrityError(f"config.json is of model type {raw.get('model_type')!r}", "this version reads models it trained itself (qwen3)")
-    own = raw.get("bedplate", {})
-    names = [name for name in ModelConfig.__dataclass_fields__ if name not in ("senses", "flow_blocks", "special_ids")]
-    try:
-        values = {name: raw[name] for name in names if name in raw}
-        config = from_mapping(ModelConfig, {**values, **own})
-    except (ConfigError, TypeError, AttributeError) as error:
-        raise IntegrityError(f"config.json is damaged: {error}", "restore the model folder from a copy") from error
-    foreign = [name for name, number in config.special_ids.items() if not 0 <= number < config.vocab_size]
-    if foreign:
-        raise IntegrityError(f"config.json is damaged: {foreign[0]} is outside the vocabulary", "restore the model folder from a copy")
-    return replace(config, special_ids=dict(config.special_ids))

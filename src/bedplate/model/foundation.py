@@ -6,29 +6,30 @@ model.safetensors, tokenizer.json) with a manifest; the text half is an ordinary
 
 from __future__ import annotations
 
-import math
+import functools
+import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from bedplate.core.artifact import Manifest, seal, verify
 from bedplate.core.errors import DataError, IntegrityError
-from bedplate.core.files import publish, read_json, write_bytes, write_json
 from bedplate.modality.sequence import Batch
 from bedplate.modality.specs import SENSES
 from bedplate.model.arithmetic import parameters
-from bedplate.model.config import ModelConfig, from_json, to_json
+from bedplate.model.config import ModelConfig
 from bedplate.model.cross_entropy import cross_entropy_sum
 from bedplate.model.flow import UnitHeads
+from bedplate.model.formats import hugging_face
 from bedplate.model.senses import UnitEmbedding
 from bedplate.model.transformer import Cache, Trunk
 
+_RESTORE = "restore the model folder from a copy"
 REGRESSION_WEIGHT = 0.5
 DRIFT_SHARE = 0.5
 DRIFT_MOST = 0.3
@@ -161,65 +162,83 @@ class FoundationModel(nn.Module):
         parents: Mapping[str, str] | None = None,
         settings: Mapping[str, Any] | None = None,
         about: Mapping[str, Any] | None = None,
+        dtype: torch.dtype | None = None,
+        shard_bytes: int = hugging_face.SHARD_BYTES,
     ) -> Manifest:
         """Write a model folder, manifest last.
 
         Args:
             folder: where; made when missing.
-            tokenizer: a tokenizer.json to copy in.
+            tokenizer: a tokenizer.json, or a folder whose tokenizer files and chat template are copied in.
             parents: role -> digest, such as {"corpus": ...}.
             settings: what it was trained with.
             about: facts about it.
+            dtype: type of the stored weights; None: as they are.
+            shard_bytes: largest file of weights.
         """
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "manifest.json").unlink(missing_ok=True)  # an older one must not vouch for new files
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        temporary = folder / ".model.safetensors.tmp"
-        save_file(tensors, temporary, metadata={"format": "pt"})
-        publish(temporary, folder / "model.safetensors")
-        write_json(folder / "config.json", to_json(self.config))
-        end = self.config.special_ids.get("<|endoftext|>")
-        write_json(folder / "generation_config.json", {"bos_token_id": end, "eos_token_id": end, "do_sample": True})
-        if tokenizer is not None:
-            write_bytes(folder / "tokenizer.json", tokenizer.read_bytes())
+        hugging_face.write(folder, self.config, self.state_dict(), tokenizer=tokenizer, dtype=dtype, shard_bytes=shard_bytes)
         return seal(folder, "model", parents=parents, settings=settings, about=about)
 
     @classmethod
-    def load(cls, folder: Path, verifier: Callable[[Path, str], Manifest] = verify) -> FoundationModel:
+    def load(cls, folder: Path, verifier: Callable[[Path, str], Manifest] = verify, dtype: torch.dtype | None = None) -> FoundationModel:
         """Read a model folder; digests are always checked.
 
         Args:
             folder: a model folder.
             verifier: checks it; a policy may ask for more than digests.
+            dtype: type of the weights in memory; None: as they are stored.
         Raises:
             DataError: it is not a model, or holds pickles.
             IntegrityError: a digest does not hold or the tensors do not fit the config.
         """
-        pickled = [p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt") for p in folder.glob(pattern)]
-        if pickled:
+        if pickled := hugging_face.pickles(folder):
             raise DataError(f"{folder} holds {pickled[0]}, which may run code when it is read", "convert it to safetensors on a machine you can lose")
         verifier(folder, "model")
-        restore = "restore the model folder from a copy"
+        return cls.read(folder, dtype)
+
+    @classmethod
+    def read(cls, folder: Path, dtype: torch.dtype | None = None) -> FoundationModel:
+        """Read any Hugging Face folder of a dense family. Nobody vouches for its files; `load` asks the manifest first.
+
+        Weights stay in the mapped file until they are used; changing them changes memory, never the file.
+
+        Args:
+            folder: config.json and safetensors.
+            dtype: type of the weights in memory; None: as they are stored. Training wants float32.
+        Raises:
+            DataError: it is not a model that the trunk computes, or holds pickles only.
+            IntegrityError: it is damaged.
+        """
+        config = hugging_face.read_config(folder)
+        tensors = hugging_face.read_tensors(folder, config)
         try:
-            config = from_json(read_json(folder / "config.json"))
-            held, asked = _stored_numbers(folder / "model.safetensors"), parameters(config).total
-            if held != asked:  # said before room is made for them: a config may ask for anything
-                raise IntegrityError(f"{folder}: the weights hold {held:,} numbers, the config asks for {asked:,}", restore)
-            model = cls(config)
-        except (SafetensorError, OSError) as error:
-            raise IntegrityError(f"{folder}: the weights cannot be read: {str(error).splitlines()[0]}", restore) from error
-        except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, OverflowError, RecursionError) as error:
-            raise IntegrityError(f"{folder}: config.json is damaged: {error}", restore) from error
-        try:
-            model.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
-        except (SafetensorError, RuntimeError, OSError, ValueError) as error:
-            raise IntegrityError(f"{folder}: the weights do not fit the config: {str(error).splitlines()[0]}", restore) from error
+            held, asked = sum(tensor.numel() for tensor in tensors.values()), parameters(config).total
+            if held != asked:  # said before anything is made: a config may ask for anything
+                raise IntegrityError(f"{folder}: the weights hold {held:,} numbers, the config asks for {asked:,}", _misfit(config, tensors))
+            with torch.device("meta"):
+                model = cls(config)
+            widest = dtype or functools.reduce(torch.promote_types, {tensor.dtype for tensor in tensors.values()})
+            model.load_state_dict({name: tensor.to(widest) for name, tensor in tensors.items()}, strict=True, assign=True)
+        except (RuntimeError, ValueError, TypeError, OverflowError) as error:
+            raise IntegrityError(f"{folder}: the weights do not fit the config: {str(error).splitlines()[-1].strip()}", _RESTORE) from error
         return model.eval()
 
 
-def _stored_numbers(path: Path) -> int:
-    with safe_open(path, "pt") as stored:
-        return sum(math.prod(stored.get_slice(name).get_shape()) for name in stored.keys())  # noqa: SIM118 (no iterator)
+def _misfit(config: ModelConfig, tensors: Mapping[str, Tensor]) -> str:
+    """What a folder's weights have too many or too few of, as far as a small model of the same kind can say."""
+    with torch.device("meta"):
+        small = FoundationModel(replace(config, num_hidden_layers=1, hidden_size=config.head_dim, sliding_layers=(), no_rope_layers=()))
+    kinds = {_kind(name) for name in small.state_dict()}
+    found = {_kind(name) for name in tensors}
+    told = [f"{word} {sorted(names)[0]}" for word, names in (("unknown:", found - kinds), ("missing:", kinds - found)) if names]
+    return f"{', '.join(told)}: not the tensors of such a {config.model_type}" if told else _RESTORE
+
+
+def _kind(name: str) -> str:
+    """A tensor's name with its layer's number as N."""
+    return re.sub(r"\.\d+\.", ".N.", name)
 
 
 def attention_mask(batch: Batch) -> Bool[Tensor, "b 1 t t"] | None:

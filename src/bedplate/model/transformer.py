@@ -1,12 +1,11 @@
-"""The trunk: a decoder of Qwen3's shape (RMSNorm, SwiGLU, grouped-query attention, QK-norm, rotary positions).
+"""The trunk: a decoder with RMSNorm, SwiGLU, grouped-query attention and rotary positions; Qwen3's by default, other dense families by the
+config's flags (biases, QK-norm, scaled rotation, layers with a sliding window or without rotation).
 
-Parameter names are Hugging Face's, so that `model.safetensors` is an ordinary Qwen3 checkpoint. Legend: b batch, t positions, d width,
+Parameter names are Hugging Face's, so that `model.safetensors` is an ordinary checkpoint of its family. Legend: b batch, t positions, d width,
 h heads, k key heads, e head width.
 """
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from bedplate.model import causal
 from bedplate.model.config import ModelConfig
+from bedplate.model.rotary import Rotation, rotate, rotation
 
 
 class Cache:
@@ -38,27 +38,6 @@ class Cache:
         return keys, values
 
 
-class Rotation(NamedTuple):
-    """cos and sin of the rotary angles, [t e] each."""
-
-    cos: Tensor
-    sin: Tensor
-
-
-def rotation(config: ModelConfig, length: int, device: torch.device, offset: int = 0) -> Rotation:
-    """Rotary angles of positions offset..offset+length-1. Source: RoFormer, section 3.4; halves rotated as in Llama."""
-    frequency = config.rope_theta ** (-torch.arange(0, config.head_dim, 2, device=device, dtype=torch.float32) / config.head_dim)
-    angles = torch.arange(offset, offset + length, device=device, dtype=torch.float32)[:, None] * frequency  # [t e/2]
-    doubled = torch.cat([angles, angles], -1)
-    return Rotation(doubled.cos(), doubled.sin())
-
-
-def rotate(x: Float[Tensor, "b h t e"], angles: Rotation) -> Float[Tensor, "b h t e"]:
-    """Turn each pair of coordinates by its position's angle."""
-    first, second = x.chunk(2, -1)
-    return x * angles.cos.to(x.dtype) + torch.cat([-second, first], -1) * angles.sin.to(x.dtype)
-
-
 class RMSNorm(nn.Module):
     """x / rms(x) * weight."""
 
@@ -71,28 +50,35 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, (x.shape[-1],), self.weight.to(x.dtype), self.eps)
 
 
+def _together(x: Tensor, *projections: nn.Linear) -> Tensor:
+    """Several projections of `x` side by side in one product: the concatenated weights are small, the calls saved are not."""
+    biases = tuple(p.bias for p in projections if p.bias is not None)
+    return F.linear(x, torch.cat(tuple(p.weight for p in projections)), torch.cat(biases) if biases else None)
+
+
 class Attention(nn.Module):
-    """Grouped-query attention with normalised queries and keys."""
+    """Grouped-query attention, by default with normalised queries and keys."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.heads, self.key_heads, self.width = config.num_attention_heads, config.num_key_value_heads, config.head_dim
         d = config.hidden_size
-        self.q_proj = nn.Linear(d, self.heads * self.width, bias=False)
-        self.k_proj = nn.Linear(d, self.key_heads * self.width, bias=False)
-        self.v_proj = nn.Linear(d, self.key_heads * self.width, bias=False)
-        self.o_proj = nn.Linear(self.heads * self.width, d, bias=False)
-        self.q_norm = RMSNorm(self.width, config.rms_norm_eps)
-        self.k_norm = RMSNorm(self.width, config.rms_norm_eps)
+        self.q_proj = nn.Linear(d, self.heads * self.width, bias=config.attention_bias)
+        self.k_proj = nn.Linear(d, self.key_heads * self.width, bias=config.attention_bias)
+        self.v_proj = nn.Linear(d, self.key_heads * self.width, bias=config.attention_bias)
+        self.o_proj = nn.Linear(self.heads * self.width, d, bias=config.output_bias)
+        self.q_norm = RMSNorm(self.width, config.rms_norm_eps) if config.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(self.width, config.rms_norm_eps) if config.qk_norm else nn.Identity()
 
-    def forward(self, x: Tensor, angles: Rotation, mask: Tensor | None, cache: Cache | None, layer: int) -> Tensor:
+    def forward(self, x: Tensor, angles: Rotation | None, mask: Tensor | None, cache: Cache | None, layer: int) -> Tensor:
         b, t, _ = x.shape
-        # One product for all three: the concatenated weights are small, the calls saved are not.
-        weight = torch.cat([self.q_proj.weight, self.k_proj.weight, self.v_proj.weight])
-        queries, keys, values = torch.split(F.linear(x, weight).view(b, t, -1, self.width), [self.heads, self.key_heads, self.key_heads], 2)
-        queries = rotate(self.q_norm(queries).transpose(1, 2), angles)  # [b h t e]
-        keys = rotate(self.k_norm(keys).transpose(1, 2), angles)  # [b k t e]
+        projected = _together(x, self.q_proj, self.k_proj, self.v_proj).view(b, t, -1, self.width)
+        queries, keys, values = torch.split(projected, [self.heads, self.key_heads, self.key_heads], 2)
+        queries = self.q_norm(queries).transpose(1, 2)  # [b h t e]
+        keys = self.k_norm(keys).transpose(1, 2)  # [b k t e]
         values = values.transpose(1, 2)
+        if angles is not None:
+            queries, keys = rotate(queries, angles), rotate(keys, angles)
         if cache is not None:
             keys, values = cache.extend(layer, keys, values)
         if mask is None and cache is None and causal.suits(queries):
@@ -112,12 +98,12 @@ class FeedForward(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         d, inner = config.hidden_size, config.intermediate_size
-        self.gate_proj = nn.Linear(d, inner, bias=False)
-        self.up_proj = nn.Linear(d, inner, bias=False)
-        self.down_proj = nn.Linear(inner, d, bias=False)
+        self.gate_proj = nn.Linear(d, inner, bias=config.mlp_bias)
+        self.up_proj = nn.Linear(d, inner, bias=config.mlp_bias)
+        self.down_proj = nn.Linear(inner, d, bias=config.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = F.linear(x, torch.cat([self.gate_proj.weight, self.up_proj.weight])).chunk(2, -1)
+        gate, up = _together(x, self.gate_proj, self.up_proj).chunk(2, -1)
         result: Tensor = self.down_proj(F.silu(gate) * up)
         return result
 
@@ -132,7 +118,7 @@ class Layer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = FeedForward(config)
 
-    def forward(self, x: Tensor, angles: Rotation, mask: Tensor | None, cache: Cache | None = None, layer: int = 0) -> Tensor:
+    def forward(self, x: Tensor, angles: Rotation | None, mask: Tensor | None, cache: Cache | None = None, layer: int = 0) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), angles, mask, cache, layer)
         result: Tensor = x + self.mlp(self.post_attention_layernorm(x))
         return result
@@ -167,8 +153,13 @@ class Trunk(nn.Module):
         if mask is None and held and t > 1:  # the kernels' own causal mask counts from the first key, not from the first new one
             mask = torch.ones(t, held + t, dtype=torch.bool, device=x.device).tril_(held)
         angles = rotation(self.config, t, x.device, held)
+        window, near = self.config.sliding_window, mask
+        if window is not None and held + t > window:
+            past = torch.ones(t, held + t, dtype=torch.bool, device=x.device)
+            near = past.triu(held + 1 - window) & (past.tril(held) if mask is None else mask)
         for number, layer in enumerate(self.layers):
-            x = layer(x, angles, mask, cache, number)
+            turned = None if number in self.config.no_rope_layers else angles
+            x = layer(x, turned, near if number in self.config.sliding_layers else mask, cache, number)
             if collect is not None:
                 collect.append(x)
         result: Tensor = self.norm(x)

@@ -1,0 +1,258 @@
+"""An adaptation from examples to an adapter folder: read -> encode -> start from the frozen base -> steps -> calibrate -> seal.
+
+    TO/                  the adapter: weights of the method, head.safetensors, task.json, manifest.json
+    TO.run/run.toml, events.jsonl, asked.json, checkpoints/      what happened, and what a stopped run goes on from
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch import nn
+
+from bedplate.adapt import methods
+from bedplate.adapt.base import Base
+from bedplate.adapt.course import Course, hold_out
+from bedplate.adapt.encode import Item
+from bedplate.adapt.examples import Row, read_rows
+from bedplate.adapt.settings import AdaptSettings, MethodSettings
+from bedplate.adapt.tasks import TASKS, Task
+from bedplate.adapt.train import Training
+from bedplate.core.artifact import MANIFEST, Manifest, read_manifest, seal
+from bedplate.core.config import to_mapping
+from bedplate.core.errors import ConfigError, DataError, StateError, did_you_mean
+from bedplate.core.files import read_json, sha256_file, write_json
+from bedplate.core.run import Run
+from bedplate.model.arithmetic import memory
+from bedplate.pretrain.loop import prepare_processor
+
+TASK = "task.json"
+ASKED = "asked.json"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that is known before the first step."""
+
+    task: Task
+    items: list[Item]
+    held_out: list[Item]
+    lost_loss: int
+    """Examples that were left out, since no position of them carries loss."""
+
+
+def adapt(settings: AdaptSettings, run: Run) -> Manifest | None:
+    """Adapt a base to a job, or go on where the run in this folder stopped.
+
+    Args:
+        settings: what to learn, from what, how.
+        run: the open run folder.
+    Returns:
+        The adapter's manifest; None when a signal stopped the run early, which the same call resumes.
+    Raises:
+        DataError: base or examples cannot be used.
+        StateError: the folder holds something else.
+    """
+    check_same(settings, run.folder)
+    if (settings.to / MANIFEST).exists():
+        run.events.emit("run_finished", seconds=0.0, adapter=settings.to.as_posix(), detail="was finished before")
+        return read_manifest(settings.to, "adapter")
+    device, dtype = place(settings)
+    base = Base.load(settings.base, device)
+    prepared = prepare(settings, base)
+    tell(prepared, run)
+    training = assemble(settings, prepared, run, dtype)
+    before = training.judge() if prepared.held_out else None
+    if not training.train():
+        return None
+    scores: dict[str, float] = {}
+    if prepared.held_out:
+        after = training.judge()
+        scores = {"loss": after.loss, **after.scores, **prepared.task.calibrate(prepared.held_out)}
+        run.events.emit("evaluated", step=training.step, loss=after.loss, **{f"score_{name}": value for name, value in scores.items() if name != "loss"})
+    facts = {
+        "examples": len(prepared.items),
+        "held_out": len(prepared.held_out),
+        "steps": training.step,
+        "best_step": training.best_look.step if training.looks else training.step,
+        "trained_s": round(training.trained_s, 1),
+        "scores": scores,
+        "scores_before": {} if before is None else {"loss": before.loss, **before.scores},
+    }
+    manifest = write(settings, base, prepared.task, facts)
+    run.events.emit("run_finished", seconds=round(run.seconds, 1), adapter=settings.to.as_posix(), scores=scores)
+    return manifest
+
+
+def prepare(settings: AdaptSettings, base: Base, most: int | None = None) -> Prepared:
+    """Read, hold out and encode.
+
+    Args:
+        settings: of the adaptation.
+        base: the loaded base.
+        most: only so many examples, for a preview.
+    Raises:
+        DataError: the examples cannot be used, or none of them carries loss.
+    """
+    if settings.task not in TASKS:
+        raise ConfigError(f"no task {settings.task!r}", did_you_mean(settings.task, TASKS))
+    task = TASKS[settings.task](base, settings)
+    rows = read_rows(settings.data.file, settings.data.columns)
+    if settings.data.held_out_file is not None:
+        kept, judged = rows, read_rows(settings.data.held_out_file, settings.data.columns)
+        task.survey(kept)
+    else:
+        learn, held = hold_out(rows, settings.data, settings.train.seed)
+        task.survey(rows)
+        kept, judged = [rows[i] for i in learn], [rows[i] for i in held]
+    items = encode(task, kept[:most])
+    lost = sum(item.weight == 0 for item in items)
+    items = [item for item in items if item.weight > 0]
+    if not items:
+        raise DataError(f"none of the {lost} examples has a position that carries loss", f"{settings.task} wants the columns {task.wants}")
+    return Prepared(task, items, [item for item in encode(task, judged[:most]) if item.weight > 0], lost)
+
+
+def encode(task: Task, rows: Sequence[Row]) -> list[Item]:
+    """Items of rows."""
+    return [task.encode(row) for row in rows]
+
+
+def tell(prepared: Prepared, run: Run) -> None:
+    """Say what will be learned from."""
+    items = prepared.items
+    counts = {
+        "examples": len(items),
+        "held out": len(prepared.held_out),
+        "positions": sum(item.positions for item in items),
+        "carrying loss": sum(int(s.token_loss.sum()) for item in items for s in item.sequences) or len(items),
+        "longest": max(item.length for item in items),
+    }
+    run.events.emit("counted", what="examples", counts=counts)
+    if prepared.lost_loss:
+        run.events.emit("warning", message=f"{prepared.lost_loss} examples have no position that carries loss and were left out", hint="--preview shows why")
+    if not prepared.held_out:
+        run.events.emit("warning", message="nothing is held out: no early stop, no calibration, no score", hint="set data.held_out above 0")
+
+
+def assemble(settings: AdaptSettings, prepared: Prepared, run: Run, dtype: torch.dtype) -> Training:
+    """The training with every "auto" resolved and told."""
+    task, asked = prepared.task, settings.train
+
+    def chosen(what: str, value: Any, reason: str) -> Any:
+        run.events.emit("chosen", what=what, value=value, reason=reason)
+        return value
+
+    per_step, per_micro, lr = asked.examples_per_step, asked.positions_per_micro, asked.lr
+    if per_step == "auto":
+        per_step = chosen("train.examples_per_step", max(1, min(16, len(prepared.items) // 8)), "16, or an eighth of the examples")
+    if per_micro == "auto":
+        one = memory(task.model.config, 1, 512).activations // 512
+        fits = max(task.most_positions, int(psutil.virtual_memory().available / 4 / one))
+        per_micro = chosen("train.positions_per_micro", min(4096, fits), "4,096, or what a quarter of the free memory holds")
+    if lr == "auto":
+        lr = chosen("train.lr", round(methods.peak_lr(settings.method, task.model.config.hidden_size), 7), "by the method and the base's width")
+    weights: dict[str, nn.Parameter] = methods.prepare(task.model, settings.method)
+    task.start(prepared.items)
+    if not weights and task.head is None:
+        raise ConfigError(f"a probe has nothing to learn in the task {task.name!r}", 'give method.name = "full"')
+    steps = asked.epochs if weights else 0.0  # a probe is solved at the start, and done
+    course = Course(tuple(item.length for item in prepared.items), per_step, max(steps, 1e-9), asked.warmup_share, asked.seed)
+    every = max(1, course.steps_per_epoch // 2) if asked.evaluate_every == "auto" else asked.evaluate_every
+    head = {} if task.head is None else {f"head.{name}": p for name, p in task.head.named_parameters()}
+    training = Training(
+        task,
+        run,
+        course,
+        prepared.items,
+        prepared.held_out,
+        {**weights, **head},
+        lr,
+        asked.weight_decay,
+        asked.clip,
+        per_micro,
+        every,
+        asked.patience,
+        asked.seed,
+        dtype,
+        settings.checkpoint,
+    )
+    if not weights:
+        training.step = course.steps
+    return training
+
+
+def write(settings: AdaptSettings, base: Base, task: Task, facts: Mapping[str, Any]) -> Manifest:
+    """The adapter folder, manifest last."""
+    folder = settings.to
+    folder.mkdir(parents=True, exist_ok=True)
+    methods.save(base.model, task.head, settings.method, folder)
+    learned = {
+        "task": task.name,
+        "method": to_mapping(settings.method),
+        "most_positions": task.most_positions,
+        "template": settings.data.template,
+        "chat_template": base.template.digest,
+        **task.facts(),
+    }
+    write_json(folder / TASK, learned)
+    return seal(folder, "adapter", parents={"base": base.digest}, settings=_plain(to_mapping(settings)), about={"task": task.name, **facts})
+
+
+def restore(base: Base, folder: Path) -> Task:
+    """The task of an adapter folder with its weights in the base.
+
+    Raises:
+        DataError: it was made for another base, or is no adapter of ours.
+    """
+    learned = read_json(folder / TASK)
+    manifest = read_manifest(folder, "adapter")
+    if (made_for := manifest.parents.get("base")) != base.digest:
+        raise DataError(f"{folder} was made for another base", f"give the base whose manifest has the digest {str(made_for)[:12]}…")
+    settings = AdaptSettings()
+    data = replace(settings.data, most_positions=learned["most_positions"], template=learned["template"])
+    method = MethodSettings(**learned["method"])
+    task = TASKS[learned["task"]](base, replace(settings, data=data, method=method)).restore(learned)
+    methods.load(base.model, task.head, method, folder)
+    return task
+
+
+def place(settings: AdaptSettings) -> tuple[str, torch.dtype]:
+    """Device and number type of the products."""
+    asked = settings.train
+    device = asked.device if asked.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    low = asked.precision == "bfloat16" or (asked.precision == "auto" and device.startswith("cuda"))
+    prepare_processor(torch.device(device), torch.get_num_threads() if asked.threads == "auto" else asked.threads)
+    return device, torch.bfloat16 if low else torch.float32
+
+
+FREE = ("checkpoint", "to")
+"""Settings that a resumed run may change."""
+
+
+def check_same(settings: AdaptSettings, folder: Path) -> None:
+    """Refuse to go on with settings, a base or examples that would learn something else.
+
+    Raises:
+        StateError: naming what differs.
+    """
+    files = [settings.data.file, *([settings.data.held_out_file] if settings.data.held_out_file else [])]
+    asked = {key: value for key, value in to_mapping(settings).items() if key not in FREE}
+    asked["train"] = {key: value for key, value in asked["train"].items() if key not in ("threads", "device")}
+    asked["digests"] = {"base": read_manifest(settings.base, "model").digest, "data": [sha256_file(path) for path in files if path.is_file()]}
+    asked = json.loads(json.dumps(asked))
+    path = folder / ASKED
+    if path.exists() and (before := read_json(path)) != asked:
+        different = [key for key in asked if asked[key] != before.get(key)]
+        raise StateError(f"{folder} holds a run with another {different[0]}", f"go on with the {different[0]} of its run.toml, or give another --to")
+    write_json(path, asked)
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value, default=str))

@@ -1,0 +1,131 @@
+"""Settings of an adaptation: a frozen table a topic. An "auto" is resolved at the start and told as a `chosen` event.
+
+    settings = load(AdaptSettings, path=Path("recipe.toml"), overrides=["method.rank=32"]).value
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from bedplate.core.errors import ConfigError
+from bedplate.pretrain.checkpoint import CheckpointSettings
+
+Auto = Literal["auto"]
+TaskName = Literal["generate", "classify"]
+MethodName = Literal["probe", "full"]
+
+
+@dataclass(frozen=True)
+class ExampleSettings:
+    """What is learned from."""
+
+    file: Path = Path("examples.jsonl")
+    """JSONL, CSV, TSV or Parquet; or a folder or archive of files, labelled by the folder that each lies in."""
+    held_out_file: Path | None = None
+    """Examples that are only judged. None: a part of `file` is held out."""
+    held_out: float = 0.15
+    """Share of the examples that are held out to stop early, to calibrate and to judge, at most 1,000; 0: none, and nothing of the three is done."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """Names that the file uses in place of ours, such as {label = "technique"}."""
+    group: str = ""
+    """A column whose equal values stay together: all held out, or all learned from (such as the document that a sentence is from)."""
+    most_positions: int | Auto = "auto"
+    """Longest example; what is longer loses the middle of its longest stretch without loss. auto: what the base can hold, at most 2,048."""
+    template: Literal["chat", "raw"] = "chat"
+    """How a prompt and its completion are written: as a conversation by the base's chat template, or one after the other as they are."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.held_out < 1:
+            raise ConfigError(f"data.held_out = {self.held_out} is not a share below 1", "0.15 holds out every seventh example")
+        if self.most_positions != "auto" and self.most_positions < 8:
+            raise ConfigError(f"data.most_positions = {self.most_positions} holds nothing", 'set data.most_positions to 8 or more, or to "auto"')
+
+
+@dataclass(frozen=True)
+class MethodSettings:
+    """What of the network is trained."""
+
+    name: MethodName = "full"
+    """probe: only a linear head on the frozen base; full: every weight."""
+
+
+@dataclass(frozen=True)
+class ClassifySettings:
+    """Choices of `classify`."""
+
+    weights: Literal["equal", "balanced"] = "equal"
+    """balanced: a rare class counts as much as a frequent one."""
+    accuracy: float = 0.0
+    """Accuracy that answers should have: where the worker is less sure than this takes on held-out examples, it abstains. 0: it always answers."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.accuracy < 1:
+            raise ConfigError(f"classify.accuracy = {self.accuracy} is not a share below 1", "0.95 lets one answer in twenty be wrong")
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How long, how fast, on what."""
+
+    epochs: float = 3.0
+    """Times that every example is seen, unless held-out examples say that it is enough."""
+    examples_per_step: int | Auto = "auto"
+    """Examples that one update learns from. auto: 16, fewer where an epoch would have less than eight steps."""
+    positions_per_micro: int | Auto = "auto"
+    """Positions in memory at once; gradients of the parts add up to exactly the whole. auto: 4,096, fewer where a quarter of the free memory holds fewer."""
+    lr: float | Auto = "auto"
+    """Peak learning rate. auto: by the base's width and the method."""
+    weight_decay: float = 0.01
+    """Of matrices."""
+    warmup_share: float = 0.1
+    """Share of the steps over which the learning rate rises; then it falls linearly to zero."""
+    clip: float = 1.0
+    """Largest joint norm of the gradients."""
+    evaluate_every: int | Auto = "auto"
+    """Steps between looks at the held-out examples. auto: two in an epoch."""
+    patience: int = 4
+    """Looks without a better held-out loss after which training stops; the best weights are kept. 0: all steps are taken, and the best weights kept."""
+    seed: int = 0
+    """Decides what is held out, and the order of the examples."""
+    threads: int | Auto = "auto"
+    """Processor threads. auto: all."""
+    device: str = "auto"
+    """cpu, cuda or cuda:1. auto: a GPU when there is one."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the products in the network. auto: bfloat16 on a GPU, float32 on a processor."""
+
+    def __post_init__(self) -> None:
+        for name in ("examples_per_step", "positions_per_micro", "evaluate_every", "threads"):
+            if (value := getattr(self, name)) != "auto" and value < 1:
+                raise ConfigError(f"train.{name} = {value} leaves nothing to do", f'set train.{name} to 1 or more, or to "auto"')
+        if self.epochs <= 0:
+            raise ConfigError(f"train.epochs = {self.epochs:g} leaves nothing to do", "3 is usual")
+        if not 0 <= self.warmup_share < 1:
+            raise ConfigError(f"train.warmup_share = {self.warmup_share} is not a share below 1", "0.1 is usual")
+        if self.lr != "auto" and not self.lr > 0:
+            raise ConfigError(f"train.lr = {self.lr} moves nothing", 'give a positive number, or "auto"')
+
+
+@dataclass(frozen=True)
+class AdaptSettings:
+    """Everything about an adaptation."""
+
+    base: Path = Path("base")
+    """The base: a model folder. It stays as it is."""
+    to: Path = Path("adapters/new")
+    """The adapter folder to write. What happened is kept beside it, in TO.run."""
+    task: TaskName = "generate"
+    """What is learned: generate (answer, summarise, write code), classify (one label or several)."""
+    data: ExampleSettings = field(default_factory=ExampleSettings)
+    """What is learned from."""
+    method: MethodSettings = field(default_factory=MethodSettings)
+    """What of the network is trained."""
+    classify: ClassifySettings = field(default_factory=ClassifySettings)
+    """Choices of `classify`."""
+    train: TrainSettings = field(default_factory=TrainSettings)
+    """How long, how fast, on what."""
+    checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
+    """When the whole state is saved and which states are kept."""

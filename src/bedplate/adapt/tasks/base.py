@@ -1,0 +1,139 @@
+"""What a task is: how a row becomes an item, what an item costs, and how well the held-out ones are done."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, Self
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from bedplate.adapt.base import Base
+from bedplate.adapt.encode import Item, collate, shorten
+from bedplate.adapt.examples import Row
+from bedplate.adapt.settings import AdaptSettings
+from bedplate.core.errors import ConfigError
+from bedplate.modality.sequence import Batch
+from bedplate.modality.sequence import Sequence as Positions
+from bedplate.model.batch import to_torch
+from bedplate.model.foundation import FoundationModel, attention_mask
+
+JUDGED_AT_ONCE = 4096
+"""Positions in memory at once where nothing is learned."""
+
+
+class Judged(NamedTuple):
+    """How well items are done."""
+
+    loss: float
+    """The mean that training minimises."""
+    scores: Mapping[str, float]
+    """Name -> value of what people ask for, such as accuracy."""
+
+
+class Task(ABC):
+    """One job that a base can be adapted to. What it learned besides weights is in `facts`."""
+
+    name: ClassVar[str]
+    wants: ClassVar[str]
+    """The columns that a row must have, in words."""
+
+    def __init__(self, base: Base, settings: AdaptSettings) -> None:
+        self.base, self.settings = base, settings
+        self.head: nn.Module | None = None
+
+    @property
+    def model(self) -> FoundationModel:
+        """The network, adapted or not."""
+        return self.base.model
+
+    @property
+    def most_positions(self) -> int:
+        """Longest sequence."""
+        asked, held = self.settings.data.most_positions, self.model.config.max_position_embeddings
+        return min(2048, held) if asked == "auto" else min(asked, held)
+
+    def survey(self, rows: Sequence[Row]) -> None:  # noqa: B027 (most tasks learn nothing from all rows together)
+        """Look at all rows once: collect the labels, find the scale of a number.
+
+        Raises:
+            DataError: the rows do not fit the task.
+        """
+
+    @abstractmethod
+    def encode(self, row: Row, learn: bool = True) -> Item:
+        """A row as positions and target.
+
+        Args:
+            row: one example.
+            learn: it has a target; else only what to look at is read.
+        Raises:
+            DataError: it lacks a column, or holds something else than the task wants.
+        """
+
+    @abstractmethod
+    def loss_sum(self, items: Sequence[Item]) -> Tensor:
+        """Sum of the items' losses, each times its weight (a token's weight is one). Differentiable."""
+
+    def start(self, items: Sequence[Item]) -> None:  # noqa: B027
+        """Make the head, and give it the best start that the frozen base allows."""
+
+    @abstractmethod
+    def judge(self, items: Sequence[Item]) -> Judged:
+        """How well the adapted network does on items. Changes nothing."""
+
+    def calibrate(self, items: Sequence[Item]) -> Mapping[str, float]:
+        """Fit what is fitted on held-out items after training; scores of what came of it."""
+        return {}
+
+    def facts(self) -> dict[str, Any]:
+        """What a worker must know besides the weights, JSON-able."""
+        return {}
+
+    def restore(self, facts: Mapping[str, Any]) -> Self:
+        """Become what `facts` told; the head is made and waits for its weights."""
+        return self
+
+    def answer(self, items: Sequence[Item]) -> Sequence[Any]:
+        """What the adapted network says of each item; the type is the task's own."""
+        raise ConfigError(f"the task {self.name!r} predicts nothing", "its worker generates")
+
+    # Shared by the tasks.
+
+    def fit(self, positions: Positions) -> Positions:
+        """At most as long as the base can hold."""
+        return shorten(positions, self.most_positions)
+
+    def batch(self, sequences: Sequence[Positions]) -> Batch:
+        """Sequences as one batch on the model's device."""
+        return to_torch(collate(sequences, self.base.pad_id), self.model.head.device)
+
+    def hidden(self, batch: Batch) -> Float[Tensor, "b t d"]:
+        """The state of every position after the last norm."""
+        return self.model.run_trunk(self.model.embed(batch), attention_mask(batch))
+
+    def pooled(self, sequences: Sequence[Positions]) -> Float[Tensor, "b d"]:
+        """A vector a sequence: the mean over its units, or its tokens where it has none, of the upper half's streams."""
+        batch = self.batch(sequences)
+        hidden = self.model.hidden(batch, max(1, self.model.config.num_hidden_layers // 2))
+        units, tokens = (batch.sense > 0).float(), (batch.sense == 0).float()
+        weight = torch.where(units.sum(1, keepdim=True) > 0, units, tokens)[..., None]
+        return (hidden * weight).sum(1) / weight.sum(1).clamp_min(1)
+
+
+def portions(items: Sequence[Item], most_positions: int = JUDGED_AT_ONCE) -> Iterator[list[int]]:
+    """Indices of items in portions of like length that hold at most so many positions, padding counted. Longest first."""
+    part: list[int] = []
+    longest = 0
+    for index in sorted(range(len(items)), key=lambda i: -items[i].length):
+        rows = sum(len(items[i].sequences) for i in part) + len(items[index].sequences)
+        if part and rows * longest > most_positions:
+            yield part
+            part = []
+        if not part:
+            longest = items[index].length
+        part.append(index)
+    if part:
+        yield part

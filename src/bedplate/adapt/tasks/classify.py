@@ -1,0 +1,180 @@
+"""Classify: one label of several, or any number of them, with honest probabilities and the right to abstain.
+
+The head starts as the best linear probe on the frozen base, so training begins from what the features already know.
+Source of the start: Kumar et al., Fine-Tuning can Distort Pretrained Features (2022): probe first, then tune.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from bedplate.adapt.calibrate import abstention_threshold, best_threshold, expected_calibration_error, fit_temperature, log_probabilities, macro_f1, micro_f1
+from bedplate.adapt.encode import Item
+from bedplate.adapt.examples import Row
+from bedplate.adapt.probe import Loss, fit_linear
+from bedplate.adapt.tasks.base import Judged, Task, portions
+from bedplate.core.errors import DataError
+
+
+class Label(NamedTuple):
+    """What a worker says of one thing."""
+
+    label: str | None
+    """The likeliest label; None where it abstains, or where several labels may hold and none does."""
+    labels: tuple[str, ...]
+    """All that hold, likeliest first."""
+    probability: float
+    """Of the likeliest label."""
+    probabilities: Mapping[str, float]
+    """Of every label, likeliest first."""
+
+
+class Classify(Task):
+    """Labels for things of any sense."""
+
+    name = "classify"
+    wants = "label (or labels, a list), and text, image, audio, video or series"
+
+    names: tuple[str, ...] = ()
+    """The labels, in the order of the head's outputs."""
+    several = False
+    """Whether labels do not exclude each other."""
+    temperature = 1.0
+    threshold = 0.0
+    """Confidence below which it abstains; with several labels, probability from which on one is given."""
+
+    def survey(self, rows: Sequence[Row]) -> None:
+        self.several = any("labels" in row.values for row in rows)
+        counts = Counter(name for row in rows for name in self._named(row))
+        self.names = tuple(sorted(counts))
+        if len(self.names) < (1 if self.several else 2):
+            raise DataError(f"all examples have the label {self.names[0]!r}", "give examples of two labels or more")
+        self.threshold = 0.5 if self.several else 0.0
+        balanced = self.settings.classify.weights == "balanced"
+        self._weights = {name: sum(counts.values()) / (len(counts) * counts[name]) if balanced else 1.0 for name in self.names}
+
+    def encode(self, row: Row, learn: bool = True) -> Item:
+        positions = self.fit(self.base.look(row.inputs(self.model.config.senses)))
+        target = np.zeros(len(self.names), np.float32)
+        weight = 1.0
+        if learn:
+            named = self._named(row)
+            if unknown := [name for name in named if name not in self.names]:
+                raise row.error(f"the label {unknown[0]!r} was not there to learn", f"known: {', '.join(self.names[:20])}")
+            target[[self.names.index(name) for name in named]] = 1
+            weight = float(np.mean([self._weights[name] for name in named])) if named else 1.0
+        return Item(row.number, (positions,), target, weight)
+
+    def _named(self, row: Row) -> list[str]:
+        if self.several:
+            return sorted({str(name) for name in row.list_of("labels")})
+        value = row.values.get("label")
+        if not isinstance(value, (str, int, float, bool)):
+            raise row.error("'label' is no word or number" if "label" in row.values else "there is no 'label'")
+        return [str(value)]
+
+    @property
+    def _loss(self) -> Loss:
+        return "sigmoid" if self.several else "softmax"
+
+    def start(self, items: Sequence[Item]) -> None:
+        targets, weights = np.stack([item.target for item in items]), np.array([item.weight for item in items])
+        probe = fit_linear(self.features(items), targets, self._loss, self.settings.train.seed, weights)
+        self.head = linear_head(probe.weight / probe.spread, probe.bias - probe.weight @ (probe.mean / probe.spread), self.model.head.device)
+
+    @torch.no_grad()
+    def features(self, items: Sequence[Item]) -> Float[np.ndarray, "n d"]:
+        """Pooled features of items, in their order."""
+        made = np.zeros((len(items), self.model.config.hidden_size), np.float32)
+        for part in portions(items):
+            made[part] = self.pooled([items[i].sequences[0] for i in part]).float().cpu().numpy()
+        return made
+
+    def logits(self, items: Sequence[Item]) -> Float[Tensor, "b c"]:
+        """Scores of every label, differentiable."""
+        assert self.head is not None
+        scores: Tensor = self.head(self.pooled([item.sequences[0] for item in items]).float())
+        return scores
+
+    def loss_sum(self, items: Sequence[Item]) -> Tensor:
+        scores = self.logits(items)
+        targets = torch.from_numpy(np.stack([item.target for item in items])).to(scores.device)
+        weights = torch.tensor([item.weight for item in items], device=scores.device)
+        return (weights * _losses(scores, targets, self.several)).sum()
+
+    @torch.no_grad()
+    def all_logits(self, items: Sequence[Item]) -> Float[np.ndarray, "n c"]:
+        """Scores of items, in their order."""
+        made = np.zeros((len(items), len(self.names)), np.float32)
+        for part in portions(items):
+            made[part] = self.logits([items[i] for i in part]).float().cpu().numpy()
+        return made
+
+    def judge(self, items: Sequence[Item]) -> Judged:
+        logits, targets = self.all_logits(items), np.stack([item.target for item in items])
+        weights = np.array([item.weight for item in items])
+        losses = _losses(torch.from_numpy(logits), torch.from_numpy(targets), self.several).numpy()
+        given = logits >= 0 if self.several else logits >= logits.max(1, keepdims=True)
+        scores = {"micro_f1" if self.several else "accuracy": micro_f1(given, targets > 0), "macro_f1": macro_f1(given, targets > 0)}
+        return Judged(float((losses * weights).sum() / weights.sum()), scores)
+
+    def calibrate(self, items: Sequence[Item]) -> Mapping[str, float]:
+        logits, targets = self.all_logits(items), np.stack([item.target for item in items])
+        self.temperature = fit_temperature(logits, targets, self.several)
+        raw, honest = (np.exp(log_probabilities(logits / t, self.several)[0]) for t in (1.0, self.temperature))
+        if self.several:
+            self.threshold = best_threshold(honest, targets)
+            given = honest >= self.threshold
+            return {"micro_f1": micro_f1(given, targets > 0), "macro_f1": macro_f1(given, targets > 0)}
+        right = targets[np.arange(len(items)), logits.argmax(1)] > 0
+        self.threshold = abstention_threshold(honest.max(1), right, self.settings.classify.accuracy)
+        answered = honest.max(1) >= self.threshold
+        return {
+            "calibration_error_before": expected_calibration_error(raw.max(1), right),
+            "calibration_error": expected_calibration_error(honest.max(1), right),
+            "answered": float(answered.mean()),
+            "accuracy_of_answered": float(right[answered].mean()) if answered.any() else 1.0,
+        }
+
+    def answer(self, items: Sequence[Item]) -> list[Label]:
+        """What it says of each."""
+        probabilities = np.exp(log_probabilities(self.all_logits(items) / self.temperature, self.several)[0])
+        answers = []
+        for row in probabilities:
+            ordered = {self.names[i]: float(row[i]) for i in np.argsort(-row, kind="stable")}
+            likeliest, highest = next(iter(ordered.items()))
+            given = tuple(name for name, p in ordered.items() if p >= self.threshold) if self.several else (likeliest,) * (highest >= self.threshold)
+            answers.append(Label(given[0] if given else None, given, highest, ordered))
+        return answers
+
+    def facts(self) -> dict[str, Any]:
+        return {"labels": list(self.names), "several": self.several, "temperature": self.temperature, "threshold": self.threshold}
+
+    def restore(self, facts: Mapping[str, Any]) -> Self:
+        self.names, self.several = tuple(facts["labels"]), bool(facts["several"])
+        self.temperature, self.threshold = float(facts["temperature"]), float(facts["threshold"])
+        self.head = nn.Linear(self.model.config.hidden_size, len(self.names)).to(self.model.head.device)
+        return self
+
+
+def linear_head(weight: np.ndarray, bias: np.ndarray, device: torch.device) -> nn.Linear:
+    """A linear layer with given numbers."""
+    head = nn.Linear(weight.shape[1], weight.shape[0])
+    with torch.no_grad():
+        head.weight.copy_(torch.from_numpy(weight))
+        head.bias.copy_(torch.from_numpy(bias))
+    return head.to(device)
+
+
+def _losses(scores: Tensor, targets: Tensor, several: bool) -> Tensor:
+    if several:
+        return F.binary_cross_entropy_with_logits(scores, targets, reduction="none").mean(1)
+    return F.cross_entropy(scores, targets, reduction="none")

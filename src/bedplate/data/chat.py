@@ -1,0 +1,204 @@
+"""Chat templates: a conversation as the very tokens that a model sees, and which of them the assistant said.
+
+A template is a program that came with a model, so it runs in jinja2's immutable sandbox. What people wrote is never read as a control token:
+names of special tokens inside of a message are hidden from the template and written as plain text afterwards.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from bedplate.core.errors import DataError
+from bedplate.data.tokenizer import Encoder
+
+CHATML = (
+    "{{ bos_token }}{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""The template of models that bring none of their own."""
+
+MOST_CHARACTERS = 10_000_000
+"""A template that renders more than this is broken or hostile."""
+
+
+class Message(NamedTuple):
+    """One turn of a conversation."""
+
+    role: str
+    """system, user, assistant, or what else the template knows."""
+    content: str
+
+
+class Encoded(NamedTuple):
+    """A conversation as tokens."""
+
+    ids: Int[np.ndarray, "t"]
+    said: Bool[np.ndarray, "t"]
+    """Whether the assistant said it: its words and the mark that ends its turn."""
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """A template with the special tokens that it may write."""
+
+    source: str
+    special: Mapping[str, int]
+    """Name -> id of every special token of the tokenizer."""
+    variables: Mapping[str, str] = field(default_factory=dict)
+    """What the template may use by name: bos_token, eos_token."""
+
+    @classmethod
+    def of(cls, folder: Path) -> ChatTemplate:
+        """The template of a model folder: chat_template.jinja, else the one in tokenizer_config.json, else ChatML.
+
+        Raises:
+            DataError: there is no tokenizer.json, or a file is damaged.
+        """
+        special = special_tokens(_json(folder / "tokenizer.json", required=True))
+        config = _json(folder / "tokenizer_config.json")
+        beside = folder / "chat_template.jinja"
+        source = beside.read_text(encoding="utf-8") if beside.is_file() else config.get("chat_template")
+        if isinstance(source, list):  # several by name; the plain one is called default
+            source = next((entry.get("template") for entry in source if isinstance(entry, dict) and entry.get("name") == "default"), None)
+        end = next((name for name in ("<|endoftext|>", "</s>") if name in special), "")
+        named = {key: _name(config.get(key)) or "" for key in ("bos_token", "eos_token", "unk_token", "pad_token")}
+        if isinstance(source, str) and source:
+            return cls(source, special, named)
+        return cls(CHATML, special, {**named, "bos_token": named["bos_token"] or end, "eos_token": named["eos_token"] or end})
+
+    @property
+    def digest(self) -> str:
+        """Names the template in what was made with it."""
+        from bedplate.core.files import sha256_bytes
+
+        return sha256_bytes(self.source.encode())
+
+    def render(self, messages: Sequence[Message], ask: bool = False) -> str:
+        """The conversation as text.
+
+        Args:
+            messages: its turns in order.
+            ask: end with the beginning of the assistant's next turn.
+        Raises:
+            DataError: the template refuses these messages, or is damaged.
+        """
+        return self._shown(self._render(messages, ask))
+
+    def encode(self, messages: Sequence[Message], encoder: Encoder, ask: bool = False) -> Encoded:
+        """The conversation as tokens, with the assistant's marked. A prompt and the answer to it are encoded apart, as when answering.
+
+        Args:
+            messages: its turns in order.
+            encoder: the model's.
+            ask: end with the beginning of the assistant's next turn.
+        Raises:
+            DataError: the template refuses these messages or rewrites earlier turns, so that nobody can tell what the assistant said.
+        """
+        whole = self._render(messages, ask)
+        spans = [self._span(messages, number, whole) for number, message in enumerate(messages) if message.role == "assistant"]
+        ids: list[np.ndarray] = []
+        said: list[np.ndarray] = []
+        at = 0
+        for start, end in [*spans, (len(whole), len(whole))]:
+            for text, mine in ((whole[at:start], False), (whole[start:end], True)):
+                part = self._tokens(text, encoder)
+                ids.append(part)
+                said.append(np.full(len(part), mine))
+            at = end
+        return Encoded(np.concatenate(ids), np.concatenate(said))
+
+    def ends(self) -> list[int]:
+        """Ids of the tokens that end a turn: the mark behind what an assistant says, and the end of the text."""
+        asked = self._render([Message("user", "a")], ask=True)
+        whole = self._render([Message("user", "a"), Message("assistant", "b")], ask=False)
+        answer = whole[len(asked) :] if whole.startswith(asked) else ""
+        marks = self._pattern().findall(answer)
+        return sorted({self.special[name] for name in (*marks[:1], self.variables.get("eos_token", ""), "<|endoftext|>") if name in self.special})
+
+    def _span(self, messages: Sequence[Message], number: int, whole: str) -> tuple[int, int]:
+        """Where in the text the assistant's turn stands: from behind its opening to the last mark that closes it."""
+        before, after = self._render(messages[:number], ask=True), self._render(messages[: number + 1], ask=False)
+        if not after.startswith(before) or not whole.startswith(after.rstrip()):
+            raise DataError(
+                f"the chat template writes turn {number + 1} in another way once more turns follow",
+                "give conversations that end with the assistant's only turn, or a chat_template.jinja without such rules",
+            )
+        closing = [match.end() for match in self._pattern().finditer(after, len(before))]
+        return len(before), closing[-1] if closing else len(after.rstrip())
+
+    def _tokens(self, text: str, encoder: Encoder) -> Int[np.ndarray, "t"]:
+        parts: list[np.ndarray] = [np.zeros(0, np.int64)]
+        at = 0
+        for match in self._pattern().finditer(text):
+            parts += [encoder.encode(self._shown(text[at : match.start()])), np.array([self.special[match[0]]])]
+            at = match.end()
+        parts.append(encoder.encode(self._shown(text[at:])))
+        return np.concatenate([part.astype(np.int64) for part in parts])
+
+    def _render(self, messages: Sequence[Message], ask: bool) -> str:
+        from jinja2 import TemplateError
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+        environment.globals["raise_exception"] = _refuse
+        environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, indent=options.get("indent"))
+        turns = [{"role": m.role, "content": self._hidden(m.content)} for m in messages]
+        try:
+            text = environment.from_string(self.source).render(messages=turns, add_generation_prompt=ask, tools=None, **self.variables)
+        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
+            raise DataError(f"the chat template does not take this conversation: {error}", f"its roles are {', '.join(m.role for m in messages)}") from error
+        if len(text) > MOST_CHARACTERS:
+            raise DataError(f"the chat template writes {len(text):,} characters", f"at most {MOST_CHARACTERS:,} are read")
+        return text
+
+    def _pattern(self) -> re.Pattern[str]:
+        names = sorted(self.special, key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, names)) or r"(?!)")
+
+    def _hidden(self, text: str) -> str:
+        """The text with the names of special tokens replaced by characters that mean nothing."""
+        text = text.replace(_OPEN, "").replace(_CLOSE, "")
+        numbers = {name: number for number, name in enumerate(self.special)}
+        return self._pattern().sub(lambda match: f"{_OPEN}{numbers[match[0]]}{_CLOSE}", text)
+
+    def _shown(self, text: str) -> str:
+        names = list(self.special)
+        return re.sub(f"{_OPEN}(\\d+){_CLOSE}", lambda match: names[int(match[1])], text)
+
+
+_OPEN, _CLOSE = "\ue5f0", "\ue5f1"
+"""Private characters around the number of a hidden name."""
+
+
+def special_tokens(tokenizer: Mapping[str, Any]) -> dict[str, int]:
+    """Name -> id of the special tokens in a tokenizer.json's tree."""
+    return {entry["content"]: int(entry["id"]) for entry in tokenizer.get("added_tokens", ()) if entry.get("special")}
+
+
+def _json(path: Path, required: bool = False) -> Any:
+    if not path.is_file():
+        if required:
+            raise DataError(f"{path.parent} has no {path.name}", "give a model folder that brings its tokenizer along")
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is damaged: {error}", "restore the model folder from a copy") from error
+
+
+def _name(value: Any) -> str | None:
+    """A token as tokenizer_config.json writes it: its name, or a table that holds it."""
+    return value.get("content") if isinstance(value, dict) else value
+
+
+def _refuse(message: str) -> None:
+    """What templates call when they do not like what they see."""
+    raise ValueError(message)

@@ -1,0 +1,23 @@
+"""Tiny bases for tests of adaptation: a model folder with its tokenizer, complete as `bedplate pretrain` leaves one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bedplate.core.files import write_text
+from bedplate.modality.specs import SenseSpecs
+from bedplate.testing.corpora import tiny_tokenizer
+from bedplate.testing.models import tiny_model
+
+
+def tiny_base(folder: Path, senses: SenseSpecs | None = None, seed: int = 0) -> Path:
+    """Write a tiny random model with its tokenizer; the folder.
+
+    Args:
+        folder: where; the model goes to `folder/base`.
+        senses: continuous senses; none by default.
+        seed: of the weights.
+    """
+    write_text(folder / "tokenizer.json", tiny_tokenizer().to_str())
+    tiny_model(senses=senses, seed=seed, random=True).save(folder / "base", tokenizer=folder / "tokenizer.json")
+    return folder / "base"

@@ -1,0 +1,55 @@
+"""`bedplate adapt` and `predict` from the command line: flags and recipe alike, preview, answers."""
+
+import json
+
+import pytest
+
+from bedplate.cli.app import main
+from bedplate.testing.bases import tiny_base
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return tiny_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture
+def examples(tmp_path):
+    path = tmp_path / "mail.csv"
+    path.write_text("body,kind\n" + "\n".join(f"{word} {word} {n},{kind}" for n in range(20) for word, kind in (("river", "calm"), ("birds", "loud"))))
+    return path
+
+
+COLUMNS = ("--set", "data.columns.text=body", "--set", "data.columns.label=kind")
+
+
+def test_flags_and_recipe_make_the_same_adapter(base, examples, tmp_path, capsys):
+    main(["adapt", str(base), "--task", "classify", "--data", str(examples), "--to", str(tmp_path / "one"), *COLUMNS, "--set", "train.epochs=1", "--json"])
+    one = json.loads(capsys.readouterr().out)
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(f'base = "{base}"\ntask = "classify"\n[data]\nfile = "{examples}"\ncolumns = {{text = "body", label = "kind"}}\n[train]\nepochs = 1.0\n')
+    main(["adapt", "--recipe", str(recipe), "--to", str(tmp_path / "two"), "--json"])
+    two = json.loads(capsys.readouterr().out)
+    assert one["finished"] and one["scores"] == two["scores"] and one["scores"]["accuracy"] == 1
+    assert (tmp_path / "one" / "weights.safetensors").read_bytes() == (tmp_path / "two" / "weights.safetensors").read_bytes()
+    (tmp_path / "new.jsonl").write_text('{"text": "birds birds"}\n{"text": "river river"}\n')
+    main(["predict", str(base), str(tmp_path / "one"), str(tmp_path / "new.jsonl"), "--out", str(tmp_path / "said.jsonl")])
+    assert [json.loads(line)["label"] for line in (tmp_path / "said.jsonl").read_text().splitlines()] == ["loud", "calm"]
+
+
+def test_a_preview_trains_nothing(base, tmp_path, capsys):
+    data = tmp_path / "chat.jsonl"
+    data.write_text('{"prompt": "river", "completion": "birds"}\n' * 3)
+    main(["adapt", str(base), "--data", str(data), "--to", str(tmp_path / "x"), "--preview", "2"])
+    shown = capsys.readouterr().out
+    assert shown.count("⟦birds<|im_end|>⟧") == 2 and not (tmp_path / "x").exists() and not (tmp_path / "x.run").exists()
+
+
+def test_errors_are_for_people(base, examples, tmp_path, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["adapt", str(base), "--task", "clasify", "--data", str(examples), "--to", str(tmp_path / "x")])
+    assert caught.value.code == 2 and "did you mean 'classify'" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as caught:
+        main(["adapt", str(base), "--task", "classify", "--data", str(examples), "--to", str(tmp_path / "x")])
+    told = capsys.readouterr().err
+    assert caught.value.code == 3 and "row 1" in told and "body, kind" in told
