@@ -94,7 +94,7 @@ def from_json(raw: Mapping[str, Any], special_ids: Mapping[str, int] | None = No
         IntegrityError: it is damaged.
     """
     family = raw.get("model_type")
-    if family not in FAMILIES:
+    if not isinstance(family, str) or family not in FAMILIES:
         raise DataError(f"config.json is of model type {family!r}", did_you_mean(str(family), FAMILIES))
     own = raw.get("bedplate", {})
     try:

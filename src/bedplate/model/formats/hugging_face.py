@@ -193,12 +193,17 @@ def _files(folder: Path) -> dict[str, set[str] | None]:
 
 def _special_ids(folder: Path, raw: Mapping[str, Any]) -> dict[str, int]:
     """The special tokens of ours that a tokenizer has; end and padding from the config where it has none by that name."""
-    added = _json(folder, "tokenizer.json").get("added_tokens") or []
-    named = {entry["content"]: entry["id"] for entry in added if entry["content"] in SPECIAL_TOKENS and entry["id"] < raw.get("vocab_size", 0)}
+    size, added = raw.get("vocab_size"), _json(folder, "tokenizer.json").get("added_tokens")
+
+    def fits(number: Any) -> bool:
+        return isinstance(number, int) and isinstance(size, int) and 0 <= number < size
+
+    entries = [entry for entry in added if isinstance(entry, dict)] if isinstance(added, list) else []
+    named = {entry["content"]: entry["id"] for entry in entries if entry.get("content") in SPECIAL_TOKENS and fits(entry.get("id"))}
     end = raw.get("eos_token_id")
     end = end[0] if isinstance(end, list) and end else end
     for name, number in (("<|endoftext|>", end), ("<|pad|>", raw.get("pad_token_id"))):
-        if name not in named and isinstance(number, int) and 0 <= number < raw.get("vocab_size", 0):
+        if name not in named and fits(number):
             named[name] = number
     if "<|pad|>" not in named and "<|endoftext|>" in named:
         named["<|pad|>"] = named["<|endoftext|>"]
