@@ -151,7 +151,8 @@ def assemble(settings: AdaptSettings, prepared: Prepared, run: Run, dtype: torch
 
     per_step, per_micro, lr = asked.examples_per_step, asked.positions_per_micro, asked.lr
     if per_step == "auto":
-        per_step = chosen("train.examples_per_step", max(1, min(16, len(prepared.items) // 8)), "16, or an eighth of the examples")
+        usual = task.examples_per_step
+        per_step = chosen("train.examples_per_step", max(1, min(usual, len(prepared.items) // 8)), f"{usual}, or an eighth of the examples")
     if per_micro == "auto":
         one = memory(task.model.config, 1, 512).activations // 512
         fits = max(task.most_positions, int(psutil.virtual_memory().available / 4 / one))
@@ -159,7 +160,7 @@ def assemble(settings: AdaptSettings, prepared: Prepared, run: Run, dtype: torch
     if lr == "auto":
         lr = chosen("train.lr", round(methods.peak_lr(settings.method, task.model.config.hidden_size), 7), "by the method and the base's width")
     weights: dict[str, nn.Parameter] = methods.prepare(task.model, settings.method)
-    task.start(prepared.items)
+    task.start(prepared.items, prepared.held_out)
     if not weights and task.head is None:
         raise ConfigError(f"a probe has nothing to learn in the task {task.name!r}", 'give method.name = "full"')
     steps = asked.epochs if weights else 0.0  # a probe is solved at the start, and done

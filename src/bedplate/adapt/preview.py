@@ -37,10 +37,18 @@ def stretches(positions: Positions, base: Base) -> list[Stretch]:
     return found
 
 
-def preview(item: Item, base: Base) -> str:
-    """An example as text; what carries loss stands in ⟦ ⟧."""
+def preview(item: Item, base: Base, target: str = "") -> str:
+    """An example as text; what carries loss stands in ⟦ ⟧.
+
+    Args:
+        item: the example.
+        base: writes its tokens out.
+        target: what the head should say of it, in words.
+    """
     lines = []
     for positions in item.sequences:
         shown = "".join(f"{OPEN}{part.text}{CLOSE}" if part.loss else part.text for part in stretches(positions, base))
         lines.append(f"row {item.row}: {len(positions)} positions, {int(positions.token_loss.sum())} carry loss\n{shown}")
+    if target:
+        lines.append(f"the head learns: {OPEN}{target}{CLOSE}")
     return "\n".join(lines)

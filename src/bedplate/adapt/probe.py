@@ -34,6 +34,10 @@ class Probe(NamedTuple):
         scores: np.ndarray = ((features - self.mean) / self.spread) @ self.weight.T + self.bias
         return scores
 
+    def plain(self) -> tuple[Float[np.ndarray, "c d"], Float[np.ndarray, "c"]]:
+        """(weight, bias) of the same map on features that are not standardised."""
+        return self.weight / self.spread, self.bias - self.weight @ (self.mean / self.spread)
+
     def predict(self, features: Float[np.ndarray, "n d"]) -> Int[np.ndarray, "n"]:
         """The likeliest class of each."""
         chosen: np.ndarray = self.logits(features).argmax(1)

@@ -14,7 +14,7 @@ from bedplate.core.errors import ConfigError
 from bedplate.pretrain.checkpoint import CheckpointSettings
 
 Auto = Literal["auto"]
-TaskName = Literal["generate", "classify"]
+TaskName = Literal["generate", "classify", "regress", "embed", "rank"]
 MethodName = Literal["probe", "full"]
 
 
@@ -67,13 +67,25 @@ class ClassifySettings:
 
 
 @dataclass(frozen=True)
+class EmbedSettings:
+    """Choices of `embed`."""
+
+    temperature: float = 0.05
+    """What cosines are divided by: the smaller, the more the nearest wrong ones count."""
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise ConfigError(f"embed.temperature = {self.temperature} divides by nothing", "0.05 is usual")
+
+
+@dataclass(frozen=True)
 class TrainSettings:
     """How long, how fast, on what."""
 
     epochs: float = 3.0
     """Times that every example is seen, unless held-out examples say that it is enough."""
     examples_per_step: int | Auto = "auto"
-    """Examples that one update learns from. auto: 16, fewer where an epoch would have less than eight steps."""
+    """Examples that one update learns from. auto: 16 (embed: 64), fewer where an epoch would have less than eight steps."""
     positions_per_micro: int | Auto = "auto"
     """Positions in memory at once; gradients of the parts add up to exactly the whole. auto: 4,096, fewer where a quarter of the free memory holds fewer."""
     lr: float | Auto = "auto"
@@ -118,13 +130,16 @@ class AdaptSettings:
     to: Path = Path("adapters/new")
     """The adapter folder to write. What happened is kept beside it, in TO.run."""
     task: TaskName = "generate"
-    """What is learned: generate (answer, summarise, write code), classify (one label or several)."""
+    """What is learned: generate (answer, summarise, write code), classify (one label or several), regress (a number), embed (vectors that are near where
+    things belong together), rank (how well texts answer a query)."""
     data: ExampleSettings = field(default_factory=ExampleSettings)
     """What is learned from."""
     method: MethodSettings = field(default_factory=MethodSettings)
     """What of the network is trained."""
     classify: ClassifySettings = field(default_factory=ClassifySettings)
     """Choices of `classify`."""
+    embed: EmbedSettings = field(default_factory=EmbedSettings)
+    """Choices of `embed`."""
     train: TrainSettings = field(default_factory=TrainSettings)
     """How long, how fast, on what."""
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from bedplate.adapt.course import Course
 from bedplate.adapt.encode import Item
 from bedplate.adapt.tasks import Judged, Task
-from bedplate.adapt.tasks.base import portions
+from bedplate.adapt.tasks.base import Joint, portions
 from bedplate.core.errors import IntegrityError, StateError
 from bedplate.core.run import Run
 from bedplate.pretrain.checkpoint import FOLDER, CheckpointSettings, CheckpointWriter, Progress, State, newest
@@ -144,15 +144,38 @@ class Training:
     def gradients(self, items: Sequence[Item]) -> float:
         """Leave the gradients of the items' mean loss in the weights; the mean."""
         self.optimiser.zero_grad()
+        parts = list(portions(items, self.positions_per_micro))
+        if isinstance(self.task, Joint) and len(parts) > 1:
+            return self.joint_gradients(self.task, items, parts)
         whole = sum(item.weight for item in items)
         device = self.task.model.head.device
         total = torch.zeros((), device=device)
-        for part in portions(items, self.positions_per_micro):
+        for part in parts:
             with autocast(device, self.dtype):
                 loss = self.task.loss_sum([items[i] for i in part]) / whole
             torch.autograd.backward(loss)
             total += loss.detach()
         return float(total)
+
+    def joint_gradients(self, task: Joint, items: Sequence[Item], parts: Sequence[Sequence[int]]) -> float:
+        """The same for a loss over all items together: vectors first, then their gradients, then each part again with its share of them."""
+        device = task.model.head.device
+        ordered = [items[i] for part in parts for i in part]
+
+        def vectors(part: Sequence[int]) -> Tensor:
+            torch.manual_seed(generator_seed(self.seed, self.step, 0, part[0]))  # what is dropped at random is dropped in both passes
+            with autocast(device, self.dtype):
+                return task.vectors([items[i] for i in part]).float()
+
+        with torch.no_grad():
+            held = torch.cat([vectors(part) for part in parts])
+        held.requires_grad_(True)
+        loss = task.joint_loss_sum(held, ordered) / sum(item.weight for item in items)
+        (gradients,) = torch.autograd.grad(loss, held)
+        sequences = [sum(len(items[i].sequences) for i in part) for part in parts]
+        for part, gradient in zip(parts, torch.split(gradients, sequences), strict=True):
+            torch.autograd.backward(vectors(part), gradient)
+        return float(loss.detach())
 
     def look(self) -> Judged:
         """Judge the held-out examples, and remember the weights where they are the best so far."""

@@ -45,7 +45,8 @@ def adapt(
     settings = resolved.value
     if preview:
         loaded = Base.load(settings.base)
-        shown = [show(item, loaded) for item in prepare(settings, loaded, preview).items]
+        prepared = prepare(settings, loaded, preview)
+        shown = [show(item, loaded, prepared.task.target_of(item)) for item in prepared.items]
         console.print("\n\n".join(shown))
         console.data(shown)
         return

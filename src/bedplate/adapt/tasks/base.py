@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Self
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -22,6 +23,8 @@ from bedplate.model.foundation import FoundationModel, attention_mask
 
 JUDGED_AT_ONCE = 4096
 """Positions in memory at once where nothing is learned."""
+NOTHING = np.zeros(0, np.float32)
+"""The target of an item whose sequences say all there is to learn."""
 
 
 class Judged(NamedTuple):
@@ -39,6 +42,8 @@ class Task(ABC):
     name: ClassVar[str]
     wants: ClassVar[str]
     """The columns that a row must have, in words."""
+    examples_per_step: ClassVar[int] = 16
+    """Examples that an update learns from where nobody says otherwise."""
 
     def __init__(self, base: Base, settings: AdaptSettings) -> None:
         self.base, self.settings = base, settings
@@ -77,8 +82,13 @@ class Task(ABC):
     def loss_sum(self, items: Sequence[Item]) -> Tensor:
         """Sum of the items' losses, each times its weight (a token's weight is one). Differentiable."""
 
-    def start(self, items: Sequence[Item]) -> None:  # noqa: B027
-        """Make the head, and give it the best start that the frozen base allows."""
+    def start(self, items: Sequence[Item], held_out: Sequence[Item] = ()) -> None:  # noqa: B027
+        """Make the head, and give it the best start that the frozen base allows. Nothing was trained yet.
+
+        Args:
+            items: to learn from.
+            held_out: only judged; the head must not learn from them.
+        """
 
     @abstractmethod
     def judge(self, items: Sequence[Item]) -> Judged:
@@ -95,6 +105,10 @@ class Task(ABC):
     def restore(self, facts: Mapping[str, Any]) -> Self:
         """Become what `facts` told; the head is made and waits for its weights."""
         return self
+
+    def target_of(self, item: Item) -> str:
+        """What the head should say of an item, in words; "" where the marked tokens are all there is to learn."""
+        return ""
 
     def answer(self, items: Sequence[Item]) -> Sequence[Any]:
         """What the adapted network says of each item; the type is the task's own."""
@@ -121,6 +135,42 @@ class Task(ABC):
         units, tokens = (batch.sense > 0).float(), (batch.sense == 0).float()
         weight = torch.where(units.sum(1, keepdim=True) > 0, units, tokens)[..., None]
         return (hidden * weight).sum(1) / weight.sum(1).clamp_min(1)
+
+    @torch.no_grad()
+    def features(self, sequences: Sequence[Positions]) -> Float[np.ndarray, "n d"]:
+        """Pooled features of sequences, in their order."""
+        made = np.zeros((len(sequences), self.model.config.hidden_size), np.float32)
+        for part in portions([Item(0, (one,), NOTHING, 1.0) for one in sequences]):
+            made[part] = self.pooled([sequences[i] for i in part]).float().cpu().numpy()
+        return made
+
+
+class Joint(Task):
+    """A task whose loss looks at all items of a step together, such as each one's positive among those of the others.
+
+    Parts of a step are embedded one after the other; `train.py` gives each part its share of the joint gradient, so cutting changes nothing.
+    Source: Gao et al., Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup (2021).
+    """
+
+    @abstractmethod
+    def vectors(self, items: Sequence[Item]) -> Float[Tensor, "s d"]:
+        """A vector of every sequence of every item, in their order. Differentiable."""
+
+    @abstractmethod
+    def joint_loss_sum(self, vectors: Float[Tensor, "s d"], items: Sequence[Item]) -> Tensor:
+        """Sum of the items' losses, each times its weight, as each stands among all of them."""
+
+    def loss_sum(self, items: Sequence[Item]) -> Tensor:
+        return self.joint_loss_sum(self.vectors(items), items)
+
+
+def linear_head(weight: np.ndarray, bias: np.ndarray, device: torch.device) -> nn.Linear:
+    """A linear layer with given numbers."""
+    head = nn.Linear(weight.shape[1], weight.shape[0])
+    with torch.no_grad():
+        head.weight.copy_(torch.from_numpy(weight))
+        head.bias.copy_(torch.from_numpy(bias))
+    return head.to(device)
 
 
 def portions(items: Sequence[Item], most_positions: int = JUDGED_AT_ONCE) -> Iterator[list[int]]:

@@ -20,7 +20,7 @@ from bedplate.adapt.calibrate import abstention_threshold, best_threshold, expec
 from bedplate.adapt.encode import Item
 from bedplate.adapt.examples import Row
 from bedplate.adapt.probe import Loss, fit_linear
-from bedplate.adapt.tasks.base import Judged, Task, portions
+from bedplate.adapt.tasks.base import Judged, Task, linear_head, portions
 from bedplate.core.errors import DataError
 
 
@@ -85,18 +85,10 @@ class Classify(Task):
     def _loss(self) -> Loss:
         return "sigmoid" if self.several else "softmax"
 
-    def start(self, items: Sequence[Item]) -> None:
+    def start(self, items: Sequence[Item], held_out: Sequence[Item] = ()) -> None:
         targets, weights = np.stack([item.target for item in items]), np.array([item.weight for item in items])
-        probe = fit_linear(self.features(items), targets, self._loss, self.settings.train.seed, weights)
-        self.head = linear_head(probe.weight / probe.spread, probe.bias - probe.weight @ (probe.mean / probe.spread), self.model.head.device)
-
-    @torch.no_grad()
-    def features(self, items: Sequence[Item]) -> Float[np.ndarray, "n d"]:
-        """Pooled features of items, in their order."""
-        made = np.zeros((len(items), self.model.config.hidden_size), np.float32)
-        for part in portions(items):
-            made[part] = self.pooled([items[i].sequences[0] for i in part]).float().cpu().numpy()
-        return made
+        probe = fit_linear(self.features([item.sequences[0] for item in items]), targets, self._loss, self.settings.train.seed, weights)
+        self.head = linear_head(*probe.plain(), self.model.head.device)
 
     def logits(self, items: Sequence[Item]) -> Float[Tensor, "b c"]:
         """Scores of every label, differentiable."""
@@ -144,6 +136,9 @@ class Classify(Task):
             "accuracy_of_answered": float(right[answered].mean()) if answered.any() else 1.0,
         }
 
+    def target_of(self, item: Item) -> str:
+        return ", ".join(name for name, holds in zip(self.names, item.target) if holds) or "no label"
+
     def answer(self, items: Sequence[Item]) -> list[Label]:
         """What it says of each."""
         probabilities = np.exp(log_probabilities(self.all_logits(items) / self.temperature, self.several)[0])
@@ -163,15 +158,6 @@ class Classify(Task):
         self.temperature, self.threshold = float(facts["temperature"]), float(facts["threshold"])
         self.head = nn.Linear(self.model.config.hidden_size, len(self.names)).to(self.model.head.device)
         return self
-
-
-def linear_head(weight: np.ndarray, bias: np.ndarray, device: torch.device) -> nn.Linear:
-    """A linear layer with given numbers."""
-    head = nn.Linear(weight.shape[1], weight.shape[0])
-    with torch.no_grad():
-        head.weight.copy_(torch.from_numpy(weight))
-        head.bias.copy_(torch.from_numpy(bias))
-    return head.to(device)
 
 
 def _losses(scores: Tensor, targets: Tensor, several: bool) -> Tensor:

@@ -1,0 +1,110 @@
+"""Embed: vectors whose nearness means what the examples say belongs together. Pairs, or triplets with texts that do not belong.
+
+Each step's positives stand against those of all its other examples.
+Source: van den Oord et al., Representation Learning with Contrastive Predictive Coding (2018), section 2.3 (InfoNCE).
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from bedplate.adapt.encode import Item
+from bedplate.adapt.examples import Row
+from bedplate.adapt.tasks.base import Joint, Judged, linear_head, portions
+from bedplate.data.document import Segment
+
+
+class Vector(NamedTuple):
+    """What a worker says of one thing."""
+
+    vector: tuple[float, ...]
+    """Of length one: the dot product of two is their cosine."""
+
+
+class Embed(Joint):
+    """Vectors of things of any sense, near to those of the texts that belong to them."""
+
+    name = "embed"
+    wants = "positive, and text, image, audio, video or series; negative or negatives (a list) where known"
+    examples_per_step = 64
+
+    def encode(self, row: Row, learn: bool = True) -> Item:
+        texts = [row.text("positive"), *self._negatives(row)] if learn else []
+        looked = [self.base.look(row.inputs(self.model.config.senses)), *(self.base.look([Segment("text", text)]) for text in texts)]
+        names = np.array([zlib.crc32(text.encode()) & 0xFFFFFF for text in texts], np.float32)  # 24 bits: exact in float32
+        return Item(row.number, tuple(map(self.fit, looked)), names, 1.0)
+
+    def _negatives(self, row: Row) -> list[str]:
+        if "negative" in row.values:
+            return [row.text("negative")]
+        found = row.list_of("negatives") if "negatives" in row.values else []
+        if not all(isinstance(text, str) and text.strip() for text in found):
+            raise row.error("'negatives' holds something that is no text")
+        return found
+
+    def target_of(self, item: Item) -> str:
+        return f"near the second, far from {'the rest and ' * (len(item.sequences) > 2)}those of other rows"
+
+    def start(self, items: Sequence[Item], held_out: Sequence[Item] = ()) -> None:
+        """The head first centres and scales: raw features of all texts point into nearly one direction."""
+        found = self.features([one for item in items for one in item.sequences])
+        mean, spread = found.mean(0), found.std(0) + 1e-6
+        self.head = linear_head(np.diag(1 / spread), -mean / spread, self.model.head.device)
+
+    def vectors(self, items: Sequence[Item]) -> Float[Tensor, "s d"]:
+        assert self.head is not None
+        return F.normalize(self.head(self.pooled([one for item in items for one in item.sequences]).float()), dim=1)
+
+    def joint_loss_sum(self, vectors: Float[Tensor, "s d"], items: Sequence[Item]) -> Tensor:
+        scores = self.scores(vectors, items) / self.settings.embed.temperature
+        return F.cross_entropy(scores, torch.arange(len(items), device=vectors.device), reduction="sum")
+
+    def scores(self, vectors: Float[Tensor, "s d"], items: Sequence[Item]) -> Float[Tensor, "b c"]:
+        """Cosine of each example with all positives, then all negatives; -inf for another's text that is its own positive too."""
+        starts = np.cumsum([0, *(len(item.sequences) for item in items)])[:-1]
+        firsts, others = starts.tolist(), [s for s, item in zip(starts, items) for s in range(s + 2, s + len(item.sequences))]
+        order = torch.tensor([*(s + 1 for s in firsts), *others], dtype=torch.int64, device=vectors.device)
+        cosines = vectors[torch.tensor(firsts, device=vectors.device)] @ vectors[order].T
+        names = np.array([*(item.target[0] for item in items), *(name for item in items for name in item.target[1:])])
+        return cosines.masked_fill(torch.from_numpy(_same(names, len(items))).to(cosines.device), -torch.inf)
+
+    @torch.no_grad()
+    def all_vectors(self, items: Sequence[Item]) -> Float[Tensor, "s d"]:
+        """Vectors of all their sequences, in their order."""
+        made: list[Tensor] = [torch.zeros(0)] * len(items)
+        for part in portions(items):
+            found = self.vectors([items[i] for i in part]).float()
+            for i, one in zip(part, torch.split(found, [len(items[i].sequences) for i in part])):
+                made[i] = one
+        return torch.cat(made)
+
+    def judge(self, items: Sequence[Item]) -> Judged:
+        vectors = self.all_vectors(items)
+        scores = self.scores(vectors, items)
+        rank = (scores > scores.diagonal()[:, None]).sum(1).float() + 1
+        loss = float(self.joint_loss_sum(vectors, items)) / len(items)
+        return Judged(loss, {"nearest_is_right": float((rank == 1).float().mean()), "reciprocal_rank": float((1 / rank).mean())})
+
+    def answer(self, items: Sequence[Item]) -> list[Vector]:
+        """A vector of each."""
+        return [Vector(tuple(row)) for row in self.all_vectors(items).tolist()]
+
+    def restore(self, facts: Mapping[str, Any]) -> Self:
+        width = self.model.config.hidden_size
+        self.head = nn.Linear(width, width).to(self.model.head.device)
+        return self
+
+
+def _same(names: Float[np.ndarray, "c"], count: int) -> Bool[np.ndarray, "b c"]:
+    """Where a candidate that is not the example's own has the text of its positive; it would be no fair negative."""
+    same: np.ndarray = names[:count, None] == names[None]
+    same[np.arange(count), np.arange(count)] = False
+    return same
