@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from bedplate.core.errors import DataError
-from bedplate.data.chat import CHATML, ChatTemplate, Message, special_tokens
+from bedplate.data.chat import ChatTemplate, Message, special_tokens
 from bedplate.data.tokenizer import Encoder
+from bedplate.modality.chat_template import CHATML
 from bedplate.testing.corpora import tiny_tokenizer
 
 TURNS = [Message("system", "be brief"), Message("user", "stone bridges"), Message("assistant", "winter rain"), Message("user", "more"), Message("assistant", "birds")]

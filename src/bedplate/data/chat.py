@@ -1,7 +1,7 @@
 """Chat templates: a conversation as the very tokens that a model sees, and which of them the assistant said.
 
-A template is a program that came with a model, so it runs in jinja2's immutable sandbox. What people wrote is never read as a control token:
-names of special tokens inside of a message are hidden from the template and written as plain text afterwards.
+What people wrote is never read as a control token: names of special tokens inside of a message are hidden from the template and written as
+plain text afterwards. The template itself runs in modality/chat_template.py.
 """
 
 from __future__ import annotations
@@ -18,15 +18,7 @@ from jaxtyping import Bool, Int
 
 from bedplate.core.errors import DataError
 from bedplate.data.tokenizer import Encoder
-
-CHATML = (
-    "{{ bos_token }}{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-"""The template of models that bring none of their own."""
-
-MOST_CHARACTERS = 10_000_000
-"""A template that renders more than this is broken or hostile."""
+from bedplate.modality.chat_template import CHATML, render, template_of
 
 
 class Message(NamedTuple):
@@ -64,13 +56,10 @@ class ChatTemplate:
         """
         special = special_tokens(_json(folder / "tokenizer.json", required=True))
         config = _json(folder / "tokenizer_config.json")
-        beside = folder / "chat_template.jinja"
-        source = beside.read_text(encoding="utf-8") if beside.is_file() else config.get("chat_template")
-        if isinstance(source, list):  # several by name; the plain one is called default
-            source = next((entry.get("template") for entry in source if isinstance(entry, dict) and entry.get("name") == "default"), None)
+        source = template_of(folder)
         end = next((name for name in ("<|endoftext|>", "</s>") if name in special), "")
         named = {key: _name(config.get(key)) or "" for key in ("bos_token", "eos_token", "unk_token", "pad_token")}
-        if isinstance(source, str) and source:
+        if source is not None:
             return cls(source, special, named)
         return cls(CHATML, special, {**named, "bos_token": named["bos_token"] or end, "eos_token": named["eos_token"] or end})
 
@@ -144,20 +133,7 @@ class ChatTemplate:
         return np.concatenate([part.astype(np.int64) for part in parts])
 
     def _render(self, messages: Sequence[Message], ask: bool) -> str:
-        from jinja2 import TemplateError
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
-        environment.globals["raise_exception"] = _refuse
-        environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, indent=options.get("indent"))
-        turns = [{"role": m.role, "content": self._hidden(m.content)} for m in messages]
-        try:
-            text = environment.from_string(self.source).render(messages=turns, add_generation_prompt=ask, tools=None, **self.variables)
-        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
-            raise DataError(f"the chat template does not take this conversation: {error}", f"its roles are {', '.join(m.role for m in messages)}") from error
-        if len(text) > MOST_CHARACTERS:
-            raise DataError(f"the chat template writes {len(text):,} characters", f"at most {MOST_CHARACTERS:,} are read")
-        return text
+        return render(self.source, [{"role": m.role, "content": self._hidden(m.content)} for m in messages], ask, self.variables)
 
     def _pattern(self) -> re.Pattern[str]:
         names = sorted(self.special, key=len, reverse=True)
@@ -197,8 +173,3 @@ def _json(path: Path, required: bool = False) -> Any:
 def _name(value: Any) -> str | None:
     """A token as tokenizer_config.json writes it: its name, or a table that holds it."""
     return value.get("content") if isinstance(value, dict) else value
-
-
-def _refuse(message: str) -> None:
-    """What templates call when they do not like what they see."""
-    raise ValueError(message)

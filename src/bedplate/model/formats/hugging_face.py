@@ -86,17 +86,6 @@ def read_tensors(folder: Path, config: ModelConfig) -> dict[str, Tensor]:
     return tensors
 
 
-def chat_template(folder: Path) -> str | None:
-    """The Jinja text that turns messages into a prompt, from wherever the folder keeps it; None: it has none."""
-    path = folder / "chat_template.jinja"
-    if path.is_file():
-        return path.read_text(encoding="utf-8")
-    said = _json(folder, "tokenizer_config.json").get("chat_template") or _json(folder, "chat_template.json").get("chat_template")
-    if isinstance(said, list):  # several, by name
-        return {entry["name"]: str(entry["template"]) for entry in said}.get("default")
-    return said
-
-
 def write(
     folder: Path,
     config: ModelConfig,
