@@ -25,6 +25,7 @@ TOPICS: tuple[tuple[str, str, str], ...] = (
     ("bedplate.data.build_settings", "BuildSettings", "`bedplate data build`"),
     ("bedplate.pretrain.settings", "PretrainSettings", "`bedplate pretrain plan` and `run`"),
     ("bedplate.adapt.settings", "AdaptSettings", "`bedplate adapt`"),
+    ("bedplate.evaluate.settings", "EvaluateSettings", "`bedplate evaluate run`"),
     ("bedplate.advise.tour.stages", "TourSettings", "`bedplate tour`"),
 )
 """(module, dataclass, where it is used) of every table of settings a person can write."""

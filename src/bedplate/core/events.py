@@ -27,7 +27,7 @@ EVENTS: dict[str, str] = {
     "stage_finished": "stage, seconds",
     "progress": "done, total, unit, label: long work that has no step of its own",
     "step": "step, steps, tokens (positions seen), first_row (of its data), loss, loss_<sense>, gradient_norm, lr, step_s, loader_s, memory_bytes, units_per_s",
-    "evaluated": "step, loss, loss_<sense> on held-out data, bits_per_byte, score_<name> of an adaptation",
+    "evaluated": "step, loss, loss_<sense> on held-out data, bits_per_byte, score_<name> of an adaptation; or task, score_<name>, low_<name>, high_<name>",
     "checkpoint_saved": "step, path, seconds",
     "health": "step, problem (nan | spike | stall | exhausted), action (skip | roll_back | stop | none), detail",
     "sample": "step, sense, path or text: something the model made",

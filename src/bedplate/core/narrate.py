@@ -100,8 +100,13 @@ def _seconds(event: dict[str, Any]) -> str:
 
 def _evaluated(event: dict[str, Any]) -> str:
     shown = {key.removeprefix("loss_").removeprefix("score_").replace("_", " "): v for key, v in event.items() if key.startswith(("loss", "bits_", "score_"))}
-    losses = [f"{name} {number(value):.3f}" for name, value in shown.items()]
-    return f"{_at(event)}held-out " + ", ".join(losses)
+    losses = [f"{name} {number(value):.3f}" + _between(event, name) for name, value in shown.items()]
+    return (f"{event['task']}: " if "task" in event else f"{_at(event)}held-out ") + ", ".join(losses)
+
+
+def _between(event: dict[str, Any], name: str) -> str:
+    low, high = (number(event.get(f"{end}_{name.replace(' ', '_')}")) for end in ("low", "high"))
+    return f" ({low:.3f} to {high:.3f})" if math.isfinite(low) else ""
 
 
 def _counted(event: dict[str, Any]) -> str:
