@@ -1,10 +1,16 @@
+"""Makes `adaptations` importable; a base of every sense, and examples on disk."""
+
 import json
+import sys
+from pathlib import Path
 
 import pytest
 
 from bedplate.adapt.base import Base
 from bedplate.testing.bases import tiny_base
 from bedplate.testing.corpora import tiny_specs
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture(scope="session")

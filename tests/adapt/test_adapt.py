@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from adaptations import done, labelled, run_of
 
 from bedplate.adapt.course import Course, hold_out
 from bedplate.adapt.encode import Item
@@ -15,40 +16,17 @@ from bedplate.adapt.loop import adapt, assemble, prepare
 from bedplate.adapt.preview import preview
 from bedplate.adapt.settings import AdaptSettings, ClassifySettings, ExampleSettings, MethodSettings, TrainSettings
 from bedplate.adapt.tasks.base import portions
-from bedplate.core.config import Resolved
 from bedplate.core.errors import ConfigError, DataError, IntegrityError, StateError
 from bedplate.core.events import read_events
-from bedplate.core.run import Run
 from bedplate.infer.worker import Worker
 from bedplate.pretrain.checkpoint import CheckpointSettings
 from bedplate.testing.bases import tiny_base
 from bedplate.testing.corpora import WORDS, tiny_specs
 
-QUIET, BUSY = WORDS[:6], WORDS[8:14]
-
-
-def labelled(n, seed=0):
-    """Texts of two vocabularies."""
-    rng = np.random.default_rng(seed)
-    rows = []
-    for _ in range(n):
-        label = int(rng.integers(2))
-        rows.append({"text": " ".join(rng.choice((QUIET, BUSY)[label], int(rng.integers(2, 12)))), "label": ("quiet", "busy")[label]})
-    return rows
-
 
 def settings(base_folder, file, tmp_path, task="classify", **changes):
     made = AdaptSettings(base_folder, tmp_path / "adapter", task, ExampleSettings(file), train=TrainSettings(threads=1, epochs=2, lr=1e-3))
     return replace(made, **changes)
-
-
-def run_of(asked):
-    return Run.open(asked.to.with_name(asked.to.name + ".run"), "adapt", Resolved(asked, {}))
-
-
-def done(asked):
-    with run_of(asked) as run:
-        return adapt(asked, run)
 
 
 @pytest.mark.parametrize("method", ["probe", "full"])

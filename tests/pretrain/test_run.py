@@ -161,6 +161,27 @@ def test_what_is_given_is_not_derived(corpus):
     assert (asked.run.steps, asked.run.rows_per_step, asked.model.size, asked.model.context, asked.run.compile) == (7, 3, "micro", 128, "on")
 
 
+def test_settings_of_the_whole_run_have_an_effect(corpus, finished, tmp_path):
+    def weights(folder):
+        return {name: tensor.tolist() for name, tensor in FoundationModel.load(folder / "model").state_dict().items()}
+
+    other = tiny_corpus(tmp_path / "other", documents=20)
+    usual = weights(finished)
+    changes = {
+        "mixture": "data.mixture={text = 1.0}",
+        "precision": "run.precision=bfloat16",
+        "overrides": "model.overrides.rope_theta=500.0",
+    }
+    run(other, tmp_path / "corpus")
+    for name, change in changes.items():
+        run(corpus, tmp_path / name, change)
+    for name in ("corpus", *changes):
+        assert weights(tmp_path / name) != usual, name
+    run(corpus, tmp_path / "rows", "evaluate.rows=9")
+    losses = [[event["loss"] for event in read_events(folder / "events.jsonl", ("evaluated",))] for folder in (finished, tmp_path / "rows")]
+    assert losses[0] != losses[1] and weights(tmp_path / "rows") == usual
+
+
 def test_a_plan_counts_and_measures_and_trains_nothing(corpus, tmp_path):
     made = plan(resolved(corpus, "run.steps=50").value, corpus, measure_s=0.2)
     assert made.positions == 50 * 6 * 64 and made.flops > 0 and made.largest_rows > 6

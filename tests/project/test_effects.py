@@ -1,0 +1,114 @@
+"""Every settings key has an effect, and a test that shows it: a key without one fails here, and so does a test that is gone or does not name its key."""
+
+import ast
+import dataclasses
+import re
+import typing
+from pathlib import Path
+
+import pytest
+
+from bedplate.adapt.settings import AdaptSettings
+from bedplate.data.build_settings import BuildSettings
+from bedplate.pretrain.settings import PretrainSettings
+
+TESTS = Path(__file__).resolve().parents[1]
+SETTINGS = {"build": BuildSettings, "pretrain": PretrainSettings, "adapt": AdaptSettings}
+
+# What shows it (file under tests/, function) -> the keys it shows.
+SHOWN = {
+    "build": {
+        "data/test_build.py::test_setting_inputs": "inputs",
+        "data/test_build.py::test_setting_output_and_workers": "workers",
+        "data/test_build.py::test_changed_sources_start_anew": "output",
+        "data/test_build.py::test_setting_senses": "senses",
+        "data/test_build.py::test_setting_specs": "specs",
+        "data/test_build.py::test_setting_licences": "licences",
+        "data/test_build.py::test_setting_evaluations": "evaluations",
+        "data/test_build.py::test_setting_validation_share_and_seed": "validation_share seed",
+        "data/test_build.py::test_setting_max_documents": "max_documents",
+        "data/test_build.py::test_setting_privacy": "privacy.mode privacy.without",
+        "data/test_build.py::test_setting_dedupe": "dedupe.exact dedupe.near dedupe.threshold",
+        "data/test_build.py::test_setting_poison": "poison.look poison.fewest_documents",
+        "data/test_build.py::test_setting_tokenizer": "tokenizer.path tokenizer.vocabulary tokenizer.sample_bytes",
+        "data/test_sources.py::test_settings_have_an_effect": "sources.hidden sources.licence sources.max_file_bytes",
+        "data/test_sources.py::test_large_text_is_read_in_ranges_and_nothing_is_lost": "sources.max_text_bytes sources.range_bytes",
+        "data/test_sources.py::test_member_limits_have_an_effect": "sources.max_members sources.max_ratio",
+        "data/test_clean.py::test_levels_off_and_repair_refuse_nothing": "clean.level",
+        "data/test_clean.py::test_each_rule_of_prose_refuses_its_case": "clean.without",
+    },
+    "pretrain": {
+        "pretrain/test_run.py::test_what_is_given_is_not_derived": "model.size model.context run.compile",
+        "pretrain/test_run.py::test_settings_of_the_whole_run_have_an_effect": "model.overrides data.corpus data.mixture evaluate.rows run.precision",
+        "data/test_loader.py::test_filling_in_happens_as_often_as_asked": "data.packing.fim_text data.packing.fim_code",
+        "data/test_loader.py::test_the_shares_of_packing_have_their_effect": "data.packing.known_share data.packing.caption_first data.packing.caption_drop",
+        "pretrain/test_optim.py::test_every_setting_moves_exactly_its_parameters": (
+            "optim.lr_matrix optim.lr_embedding optim.lr_head optim.lr_vector optim.weight_decay optim.beta1 optim.beta2 optim.eps optim.iterations"
+            " optim.orthogonalise_in"
+        ),
+        "pretrain/test_training.py::test_every_setting_of_learning_changes_the_weights": (
+            "optim.clip_norm schedule.warmup_share schedule.tail_share schedule.floor schedule.momentum_start schedule.momentum"
+            " schedule.momentum_warmup_share schedule.context_stages run.steps run.rows_per_step run.seed"
+        ),
+        "pretrain/test_training.py::test_without_an_average_share_there_is_none": "schedule.average_share",
+        "pretrain/test_plan.py::test_a_budget_decides_everything_with_reasons": "run.budget run.price_per_hour",
+        "pretrain/test_plan.py::test_little_memory_makes_smaller_portions_and_then_an_error": "run.rows_per_micro",
+        "pretrain/test_plan.py::test_processes_share_the_machine_and_add_their_speed": "run.threads",
+        "pretrain/test_plan.py::test_a_plan_tells_what_does_not_fit_without_trying_it": "run.device",
+        "pretrain/test_resume.py::test_checkpoints_by_the_clock": "checkpoint.every_s",
+        "pretrain/test_resume.py::test_keep_policy": "checkpoint.keep_last checkpoint.keep_every_steps",
+        "pretrain/test_training.py::test_settings_of_saving_change_no_weights": "checkpoint.every_steps",
+        "pretrain/test_training.py::test_samples_are_told": "evaluate.every_steps sample.every_steps",
+        "pretrain/test_health.py::test_nan_is_skipped": "health.on_nan",
+        "pretrain/test_health.py::test_a_spike_is_only_told_when_no_action_is_chosen": "health.on_spike",
+        "pretrain/test_health.py::test_stall_is_told_once_and_can_stop": "health.on_stall",
+        "pretrain/test_health.py::test_exhausted_data_is_told_once_and_can_stop": "health.on_exhausted",
+        "pretrain/test_health.py::test_exhausted": "health.max_epochs",
+        "pretrain/test_health.py::test_spike_in_loss_and_in_gradient": "health.window health.spike_sigma",
+        "pretrain/test_health.py::test_stall_at_the_start_level_and_later": "health.stall_steps health.stall_progress",
+        "pretrain/test_health.py::test_roll_backs_are_limited": "health.max_roll_backs",
+        "pretrain/test_health.py::test_skips_are_limited": "health.max_skips",
+    },
+    "adapt": {
+        "adapt/test_settings.py::test_every_setting_of_learning_changes_the_adapter": (
+            "base task data.file data.held_out_file data.held_out data.columns data.group data.most_positions data.template method.name"
+            " classify.weights classify.accuracy train.epochs train.examples_per_step train.lr train.weight_decay train.warmup_share train.clip"
+            " train.seed train.precision embed.temperature"
+        ),
+        "adapt/test_settings.py::test_settings_of_looking_change_what_is_told": "train.evaluate_every train.patience",
+        "adapt/test_settings.py::test_settings_of_saving_change_what_is_kept": (
+            "to checkpoint.every_s checkpoint.every_steps checkpoint.keep_last checkpoint.keep_every_steps"
+        ),
+        "adapt/test_settings.py::test_settings_of_the_machine": "train.threads train.device train.positions_per_micro",
+    },
+}  # fmt: skip
+
+
+def leaves(settings, before=""):
+    kinds = typing.get_type_hints(settings)
+    for field in dataclasses.fields(settings):
+        if dataclasses.is_dataclass(kinds[field.name]):
+            yield from leaves(kinds[field.name], f"{before}{field.name}.")
+        else:
+            yield before + field.name
+
+
+def source_of(place):
+    """A test with its parameters, as text."""
+    path, name = place.split("::")
+    text = (TESTS / path).read_text()
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.FunctionDef) and node.name == name:
+            first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+            return "\n".join(text.splitlines()[first - 1 : node.end_lineno])
+    pytest.fail(f"there is no test {place}")
+
+
+@pytest.mark.parametrize("kind", SETTINGS)
+def test_every_key_has_a_test_of_its_effect(kind):
+    named = [key for keys in SHOWN[kind].values() for key in keys.split()]
+    assert sorted(named) == sorted(set(named)) and set(named) == set(leaves(SETTINGS[kind]))
+    for place, keys in SHOWN[kind].items():
+        source = source_of(place)
+        for key in keys.split():
+            assert re.search(rf"\b{key.split('.')[-1]}\b", source), f"{place} does not name {key}"
