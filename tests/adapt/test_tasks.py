@@ -1,20 +1,25 @@
 """Every task learns something real on a tiny base, and its worker says it."""
 
+import signal
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from bedplate.adapt.base import Base
 from bedplate.adapt.loop import adapt, assemble, prepare
 from bedplate.adapt.preview import preview
-from bedplate.adapt.settings import AdaptSettings, EmbedSettings, ExampleSettings, MethodSettings, TrainSettings
+from bedplate.adapt.settings import AdaptSettings, DistillSettings, EmbedSettings, ExampleSettings, MethodSettings, TrainSettings
 from bedplate.adapt.tasks.rank import in_order
 from bedplate.core.config import Resolved
 from bedplate.core.errors import ConfigError, DataError
+from bedplate.core.files import write_text
 from bedplate.core.run import Run
 from bedplate.infer.worker import Worker, as_json
-from bedplate.testing.corpora import WORDS
+from bedplate.testing.bases import tiny_base
+from bedplate.testing.corpora import WORDS, tiny_specs, tiny_tokenizer
+from bedplate.testing.models import tiny_model
 
 
 def settings(base_folder, file, tmp_path, task, **train):
@@ -164,3 +169,200 @@ def test_a_preview_says_what_the_head_learns(base, base_folder, jsonl, tmp_path)
         "rank": "the head learns: ⟦the first is the best⟧",
         "classify": "the head learns: ⟦a⟧",
     }
+
+
+# extract
+
+
+def named(n, seed=0):
+    """Texts in which the word before "boats" is a place, before "count" none, and two words after "past" are a way."""
+    rng = np.random.default_rng(seed)
+    fillers = [word for word in WORDS if word not in ("boats", "past", "count")]
+    rows = []
+    for _ in range(n):
+        text, spans = str(rng.choice(fillers)), []
+        for _ in range(int(rng.integers(1, 4))):
+            a, b = rng.choice(fillers, 2)
+            kind = rng.integers(3)
+            if kind == 0:
+                text += f" {a} count, {b}."
+            elif kind == 1:
+                spans.append({"start": len(text) + 1, "end": len(text) + 1 + len(a), "label": "place"})
+                text += f" {a} boats, {b}."
+            else:
+                spans.append({"start": len(text) + 6, "end": len(text) + 7 + len(a) + len(b), "label": "way"})
+                text += f" past {a} {b} rain"
+        rows.append({"text": text, "spans": spans})
+    return rows
+
+
+def test_stretches_are_found_to_the_character(base_folder, jsonl, tmp_path):
+    asked = settings(base_folder, jsonl(named(300)), tmp_path, "extract", epochs=16, lr=1e-2, patience=0)
+    about = done(asked).about
+    assert about["scores"]["f1"] > 0.85 > about["scores_before"]["f1"]
+    worker = Worker.load(base_folder, asked.to)
+    right = given = wanted = 0
+    for row, said in zip(unseen := named(40, 7), worker.predict([row["text"] for row in unseen])):
+        found = {(s.start, s.end, s.label) for s in said.spans}
+        true = {(s["start"], s["end"], s["label"]) for s in row["spans"]}
+        right, given, wanted = right + len(found & true), given + len(found), wanted + len(true)
+        assert all(s.text == row["text"][s.start : s.end] and 0 < s.probability <= 1 for s in said.spans)
+    assert 2 * right / (given + wanted) > 0.85  # 0.66 where a word sees the past only
+    assert set(as_json(said)["spans"][0]) == {"start", "end", "label", "text", "probability"}
+
+
+def test_long_texts_are_read_in_windows_and_marked_words_shown(base, base_folder, jsonl, tmp_path):
+    text = " ".join(f"{word}-{n}" for n, word in enumerate(WORDS * 4))
+    start = text.index("rain-37")
+    rows = [{"text": text, "spans": [{"start": start, "end": start + 7, "label": "rain"}]}, {"text": "no", "spans": []}]
+    asked = settings(base_folder, jsonl(rows), tmp_path, "extract")
+    asked = replace(asked, data=ExampleSettings(asked.data.file, held_out=0, most_positions=64))
+    prepared = prepare(asked, base)
+    item = prepared.items[0]
+    assert len(item.sequences) > 3 and item.length <= 64 and item.weight == len(item.words) == sum(int(s.token_loss.sum()) for s in item.sequences)
+    assert [text[slice(*item.words[i])] for i in np.flatnonzero(item.target)] == ["rain", "-", "37"]
+    prepared.task.start(prepared.items)
+    logits = np.zeros((len(item.words), 3), np.float32)
+    logits[np.arange(len(item.words)), item.target.astype(int)] = 9
+    (found,) = prepared.task.read(item, logits)
+    assert found[:4] == (start, start + 7, "rain", "rain-37")
+    shown = preview(prepared.items[1], base, prepared.task.target_of(prepared.items[1]))
+    assert shown.endswith("n⟦o⟧<|endoftext|>\nthe head learns: ⟦no span⟧")
+
+
+@pytest.mark.parametrize(("span", "told"), [
+    ({"start": 0, "end": 99, "label": "x"}, "not within the text"),
+    ({"start": 3, "end": 4, "label": "x"}, "holds no word"),
+    ({"start": 0, "label": "x"}, "is no span"),
+])  # fmt: skip
+def test_spans_that_are_none_are_refused(base, base_folder, jsonl, tmp_path, span, told):
+    good = {"text": "the river", "spans": [{"start": 4, "end": 9, "label": "x"}]}
+    with pytest.raises(DataError, match=f"row 2.*{told}"):
+        prepare(settings(base_folder, jsonl([good, {"text": "the river", "spans": [span]}]), tmp_path, "extract"), base)
+    twice = {"text": "the river", "spans": [{"start": 4, "end": 9, "label": "x"}, {"start": 0, "end": 6, "label": "x"}]}
+    with pytest.raises(DataError, match="shares a word"):
+        prepare(settings(base_folder, jsonl([twice] * 9, "b.jsonl"), tmp_path, "extract"), base)
+
+
+# prefer
+
+
+def chosen(n, seed=0):
+    rng = np.random.default_rng(seed)
+    return [{"prompt": sentence(rng, 3), "chosen": f"boats {rng.choice(WORDS)}", "rejected": f"rain {rng.choice(WORDS)}"} for _ in range(n)]
+
+
+def test_what_people_chose_becomes_likelier_than_for_the_base(base_folder, jsonl, tmp_path):
+    asked = settings(base_folder, jsonl(chosen(100)), tmp_path, "prefer", epochs=4)
+    about = done(asked).about
+    assert abs(about["scores_before"]["loss"] - np.log(2)) < 1e-5 and about["scores_before"]["preferred"] == 0
+    assert about["scores"]["preferred"] > 0.95 and about["scores"]["loss"] < 0.5
+    worker = Worker.load(base_folder, asked.to)
+    assert isinstance(worker.generate(["the river"], max_tokens=4)[0], str)
+
+
+def test_log_probabilities_are_those_of_all_logits(base, base_folder, jsonl, tmp_path):
+    rows = [*chosen(5), {"messages": [{"role": "user", "content": "river"}], "chosen": "boats", "rejected": "rain"}]
+    rows.append({"chosen": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "rejected": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "c"}]})
+    file = jsonl(rows)
+    prepared = prepare(replace(settings(base_folder, file, tmp_path, "prefer"), data=ExampleSettings(file, held_out=0)), base)
+    sequences = [s for item in prepared.items for s in item.sequences]
+    found = prepared.task.said(sequences)
+    for one, sequence in zip(found, sequences):
+        logits = base.model.forward_tokens(torch.from_numpy(sequence.tokens[None]).long())
+        logs = torch.log_softmax(logits[0, :-1], 1)[torch.arange(len(sequence) - 1), torch.from_numpy(sequence.tokens[1:]).long()]
+        torch.testing.assert_close(one, logs[torch.from_numpy(sequence.token_loss[1:])].sum(), rtol=1e-5, atol=1e-4)
+    shown = preview(prepared.items[5], base, prepared.task.target_of(prepared.items[5]))
+    assert "assistant\n⟦boats<|im_end|>⟧" in shown and "assistant\n⟦rain<|im_end|>⟧" in shown and shown.endswith("⟦the first rather than the second⟧")
+    with pytest.raises(DataError, match="row 1.*are the same"):
+        prepare(settings(base_folder, jsonl([{"prompt": "a", "chosen": "b", "rejected": "b"}], "b.jsonl"), tmp_path, "prefer"), base)
+
+
+# distill
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """A model that says what another seed of weights says, of the same tokens."""
+    return tiny_base(tmp_path_factory.mktemp("teacher"), tiny_specs(), seed=3)
+
+
+def test_a_student_comes_to_say_what_its_teacher_says(base_folder, teacher, jsonl, tmp_path):
+    rng = np.random.default_rng(0)
+    file = jsonl([{"prompt": sentence(rng, 3), "completion": sentence(rng, 8)} for _ in range(100)])
+    asked = replace(settings(base_folder, file, tmp_path, "distill", epochs=8, lr=4e-3), distill=DistillSettings(teacher))
+    manifest = done(asked)
+    before, after = manifest.about["scores_before"], manifest.about["scores"]
+    assert after["loss"] < 0.6 * before["loss"] and after["agreement"] > before["agreement"] + 0.1
+    assert manifest.parents["teacher"] == Base.load(teacher).digest
+    assert isinstance(Worker.load(base_folder, asked.to).generate(["the river"], max_tokens=4)[0], str)
+
+
+def test_a_teacher_against_itself_has_nothing_to_teach(base, base_folder, jsonl, tmp_path):
+    file = jsonl([{"prompt": "the river", "completion": "carries boats"}] * 3)
+    asked = replace(settings(base_folder, file, tmp_path, "distill"), data=ExampleSettings(file, held_out=0), distill=DistillSettings(base_folder, temperature=1.5))
+    prepared = prepare(asked, base)
+    judged = prepared.task.judge(prepared.items)
+    assert abs(judged.loss) < 1e-6 and judged.scores["agreement"] == 1
+
+
+def test_a_teachers_own_answers_are_learned_and_asked_for_once(base, base_folder, teacher, jsonl, tmp_path):
+    asked_of = []
+
+    def answerer(base, positions, ends, most):
+        asked_of.append(most)
+        text = base.decode(positions.tokens)
+        return "" if "silent" in text else "birds return" if "river" in text else "lamps"
+
+    file = jsonl([{"prompt": word} for word in ("river", "rain", "silent")] * 8)
+    asked = replace(settings(base_folder, file, tmp_path, "distill", epochs=30, lr=3e-3, patience=0), distill=DistillSettings(teacher, by="text", most_tokens=9))
+    with run_of(asked) as run:
+        manifest = adapt(asked, run, answerer)
+    assert manifest.about["scores"]["loss"] < 0.1 and manifest.about["examples"] + manifest.about["held_out"] == 16
+    assert asked_of == [9, 9, 9]
+    assert Worker.load(base_folder, asked.to).generate(["river", "rain"], max_tokens=12) == ["birds return", "lamps"]
+    taught = tmp_path / "adapter.run" / "taught.jsonl"
+    taught.write_text(taught.read_text()[:-3])  # torn
+    items = prepare(asked, base, answerer=answerer).items
+    assert asked_of == [9] * 4 and any("assistant\n⟦birds return<|im_end|>⟧" in preview(item, base) for item in items)
+    with pytest.raises(ConfigError, match="answerer"):
+        prepare(replace(asked, to=tmp_path / "other"), base)
+
+
+def test_a_teacher_is_needed_and_must_know_the_same_tokens(base, base_folder, teacher, jsonl, tmp_path):
+    file = jsonl([{"prompt": "a", "completion": "b"}] * 3)
+    with pytest.raises(ConfigError, match="nobody teaches"):
+        prepare(settings(base_folder, file, tmp_path, "distill"), base)
+    other = tmp_path / "other"
+    write_text(other / "tokenizer.json", tiny_tokenizer(300).to_str())
+    tiny_model(300).save(other / "base", tokenizer=other / "tokenizer.json")
+    with pytest.raises(ConfigError, match="different tokens"):
+        prepare(replace(settings(base_folder, file, tmp_path, "distill"), distill=DistillSettings(other / "base")), base)
+
+
+# all of them
+
+
+RESUMED = {
+    "regress": counted(24),
+    "embed": paired(24),
+    "rank": [{"query": r["text"], "positive": r["positive"], "negative": r["negative"]} for r in paired(24)],
+    "extract": named(24),
+    "prefer": chosen(24),
+    "distill": [{"prompt": "the", "completion": sentence(np.random.default_rng(n))} for n in range(24)],
+}
+
+
+@pytest.mark.parametrize("task", RESUMED)
+def test_a_stopped_run_of_any_task_ends_with_the_same_weights(base_folder, teacher, jsonl, tmp_path, task):
+    file = jsonl(RESUMED[task])
+    weights = []
+    for name, stop in (("whole", False), ("stopped", True)):
+        asked = replace(settings(base_folder, file, tmp_path, task, epochs=2, examples_per_step=5), to=tmp_path / name, distill=DistillSettings(teacher))
+        if stop:
+            with run_of(asked) as run:
+                run.events._listeners += (lambda event: signal.raise_signal(signal.SIGTERM) if event["event"] == "step" and event["step"] == 3 else None,)
+                assert adapt(asked, run) is None
+        done(asked)
+        weights.append([(asked.to / part).read_bytes() for part in ("weights.safetensors", "head.safetensors") if (asked.to / part).exists()])
+    assert weights[0] == weights[1]

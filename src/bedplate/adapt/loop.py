@@ -23,6 +23,7 @@ from bedplate.adapt.encode import Item
 from bedplate.adapt.examples import Row, read_rows
 from bedplate.adapt.settings import AdaptSettings, MethodSettings
 from bedplate.adapt.tasks import TASKS, Task
+from bedplate.adapt.tasks.distill import Answerer, Distill
 from bedplate.adapt.train import Training
 from bedplate.core.artifact import MANIFEST, Manifest, read_manifest, seal
 from bedplate.core.config import to_mapping
@@ -47,12 +48,13 @@ class Prepared:
     """Examples that were left out, since no position of them carries loss."""
 
 
-def adapt(settings: AdaptSettings, run: Run) -> Manifest | None:
+def adapt(settings: AdaptSettings, run: Run, answerer: Answerer | None = None) -> Manifest | None:
     """Adapt a base to a job, or go on where the run in this folder stopped.
 
     Args:
         settings: what to learn, from what, how.
         run: the open run folder.
+        answerer: makes answers, where a teacher's are learned from; generation lives above adaptation.
     Returns:
         The adapter's manifest; None when a signal stopped the run early, which the same call resumes.
     Raises:
@@ -65,7 +67,7 @@ def adapt(settings: AdaptSettings, run: Run) -> Manifest | None:
         return read_manifest(settings.to, "adapter")
     device, dtype = place(settings)
     base = Base.load(settings.base, device)
-    prepared = prepare(settings, base)
+    prepared = prepare(settings, base, answerer=answerer)
     tell(prepared, run)
     training = assemble(settings, prepared, run, dtype)
     before = training.judge() if prepared.held_out else None
@@ -90,19 +92,22 @@ def adapt(settings: AdaptSettings, run: Run) -> Manifest | None:
     return manifest
 
 
-def prepare(settings: AdaptSettings, base: Base, most: int | None = None) -> Prepared:
+def prepare(settings: AdaptSettings, base: Base, most: int | None = None, answerer: Answerer | None = None) -> Prepared:
     """Read, hold out and encode.
 
     Args:
         settings: of the adaptation.
         base: the loaded base.
         most: only so many examples, for a preview.
+        answerer: makes a teacher's answers.
     Raises:
         DataError: the examples cannot be used, or none of them carries loss.
     """
     if settings.task not in TASKS:
         raise ConfigError(f"no task {settings.task!r}", did_you_mean(settings.task, TASKS))
     task = TASKS[settings.task](base, settings)
+    if isinstance(task, Distill):
+        task.answerer = answerer
     rows = read_rows(settings.data.file, settings.data.columns)
     if settings.data.held_out_file is not None:
         kept, judged = rows, read_rows(settings.data.held_out_file, settings.data.columns)
@@ -158,7 +163,8 @@ def assemble(settings: AdaptSettings, prepared: Prepared, run: Run, dtype: torch
         fits = max(task.most_positions, int(psutil.virtual_memory().available / 4 / one))
         per_micro = chosen("train.positions_per_micro", min(4096, fits), "4,096, or what a quarter of the free memory holds")
     if lr == "auto":
-        lr = chosen("train.lr", round(methods.peak_lr(settings.method, task.model.config.hidden_size), 7), "by the method and the base's width")
+        peak = task.lr_share * methods.peak_lr(settings.method, task.model.config.hidden_size)
+        lr = chosen("train.lr", round(peak, 9), "by the task, the method and the base's width")
     weights: dict[str, nn.Parameter] = methods.prepare(task.model, settings.method)
     task.start(prepared.items, prepared.held_out)
     if not weights and task.head is None:
@@ -203,7 +209,7 @@ def write(settings: AdaptSettings, base: Base, task: Task, facts: Mapping[str, A
         **task.facts(),
     }
     write_json(folder / TASK, learned)
-    return seal(folder, "adapter", parents={"base": base.digest}, settings=_plain(to_mapping(settings)), about={"task": task.name, **facts})
+    return seal(folder, "adapter", parents={"base": base.digest, **task.parents}, settings=_plain(to_mapping(settings)), about={"task": task.name, **facts})
 
 
 def restore(base: Base, folder: Path) -> Task:
@@ -246,7 +252,9 @@ def check_same(settings: AdaptSettings, folder: Path) -> None:
     files = [settings.data.file, *([settings.data.held_out_file] if settings.data.held_out_file else [])]
     asked = {key: value for key, value in to_mapping(settings).items() if key not in FREE}
     asked["train"] = {key: value for key, value in asked["train"].items() if key not in ("threads", "device")}
-    asked["digests"] = {"base": read_manifest(settings.base, "model").digest, "data": [sha256_file(path) for path in files if path.is_file()]}
+    models = {"base": settings.base, **({} if settings.distill.teacher is None else {"teacher": settings.distill.teacher})}
+    digests = {role: read_manifest(folder, "model").digest for role, folder in models.items()}
+    asked["digests"] = {**digests, "data": [sha256_file(path) for path in files if path.is_file()]}
     asked = json.loads(json.dumps(asked))
     path = folder / ASKED
     if path.exists() and (before := read_json(path)) != asked:

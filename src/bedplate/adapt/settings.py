@@ -14,7 +14,7 @@ from bedplate.core.errors import ConfigError
 from bedplate.pretrain.checkpoint import CheckpointSettings
 
 Auto = Literal["auto"]
-TaskName = Literal["generate", "classify", "regress", "embed", "rank"]
+TaskName = Literal["generate", "classify", "regress", "embed", "rank", "prefer", "extract", "distill"]
 MethodName = Literal["probe", "full"]
 
 
@@ -79,6 +79,46 @@ class EmbedSettings:
 
 
 @dataclass(frozen=True)
+class ExtractSettings:
+    """Choices of `extract`."""
+
+    sees: Literal["auto", "both", "past"] = "auto"
+    """What a word sees of the text: both sides of it, or only what comes before, as in pre-training. auto: both, where the network is trained."""
+
+
+@dataclass(frozen=True)
+class PreferSettings:
+    """Choices of `prefer`."""
+
+    beta: float = 0.1
+    """How strongly the base is held on to: the smaller, the further the network may move away from it."""
+
+    def __post_init__(self) -> None:
+        if not self.beta > 0:
+            raise ConfigError(f"prefer.beta = {self.beta} learns nothing", "0.1 is usual")
+
+
+@dataclass(frozen=True)
+class DistillSettings:
+    """Choices of `distill`."""
+
+    teacher: Path | None = None
+    """The model that is learned from: a model folder."""
+    by: Literal["logits", "text"] = "logits"
+    """logits: its distribution over every next token of the examples, which takes equal tokenizers; text: the answers that it writes to their prompts."""
+    temperature: float = 2.0
+    """By logits: what both sides' logits are divided by; the larger, the more the unlikely tokens count."""
+    most_tokens: int = 256
+    """By text: the teacher's longest answer."""
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise ConfigError(f"distill.temperature = {self.temperature} divides by nothing", "2 is usual")
+        if self.most_tokens < 1:
+            raise ConfigError(f"distill.most_tokens = {self.most_tokens} leaves nothing to say", "256 is usual")
+
+
+@dataclass(frozen=True)
 class TrainSettings:
     """How long, how fast, on what."""
 
@@ -131,7 +171,8 @@ class AdaptSettings:
     """The adapter folder to write. What happened is kept beside it, in TO.run."""
     task: TaskName = "generate"
     """What is learned: generate (answer, summarise, write code), classify (one label or several), regress (a number), embed (vectors that are near where
-    things belong together), rank (how well texts answer a query)."""
+    things belong together), rank (how well texts answer a query), extract (labelled stretches of a text), prefer (the answer of two that people chose),
+    distill (what a larger model says)."""
     data: ExampleSettings = field(default_factory=ExampleSettings)
     """What is learned from."""
     method: MethodSettings = field(default_factory=MethodSettings)
@@ -140,6 +181,12 @@ class AdaptSettings:
     """Choices of `classify`."""
     embed: EmbedSettings = field(default_factory=EmbedSettings)
     """Choices of `embed`."""
+    extract: ExtractSettings = field(default_factory=ExtractSettings)
+    """Choices of `extract`."""
+    prefer: PreferSettings = field(default_factory=PreferSettings)
+    """Choices of `prefer`."""
+    distill: DistillSettings = field(default_factory=DistillSettings)
+    """Choices of `distill`."""
     train: TrainSettings = field(default_factory=TrainSettings)
     """How long, how fast, on what."""
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)

@@ -39,19 +39,20 @@ def adapt(
     from bedplate.adapt.loop import prepare
     from bedplate.adapt.preview import preview as show
     from bedplate.adapt.settings import AdaptSettings
+    from bedplate.infer.answer import answer
 
     given = {"base": base, "task": task, "data.file": data, "to": to, "method.name": method}
     resolved = load(AdaptSettings, path=recipe, overrides=overrides, given=given)
     settings = resolved.value
     if preview:
         loaded = Base.load(settings.base)
-        prepared = prepare(settings, loaded, preview)
+        prepared = prepare(settings, loaded, preview, answer)
         shown = [show(item, loaded, prepared.task.target_of(item)) for item in prepared.items]
         console.print("\n\n".join(shown))
         console.data(shown)
         return
     with Run.open(settings.to.with_name(settings.to.name + ".run"), "adapt", resolved, listeners=(console,)) as run:
-        manifest = run_adaptation(settings, run)
+        manifest = run_adaptation(settings, run, answer)
         seconds = run.seconds
     if manifest is None:
         console.say("stopped; the same command goes on from here")

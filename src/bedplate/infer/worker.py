@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -90,5 +89,13 @@ def _here(name: str) -> bytes:
 
 def as_json(said: Any) -> dict[str, Any]:
     """An answer as a JSON object."""
-    plain: dict[str, Any] = json.loads(json.dumps(said._asdict()))
+    plain: dict[str, Any] = _plain(said)
     return plain
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "_asdict"):  # a named tuple; json alone would make a nameless list of it
+        return {name: _plain(cell) for name, cell in value._asdict().items()}
+    if isinstance(value, Mapping):
+        return {str(name): _plain(cell) for name, cell in value.items()}
+    return [_plain(cell) for cell in value] if isinstance(value, (list, tuple)) else value

@@ -44,6 +44,8 @@ class Task(ABC):
     """The columns that a row must have, in words."""
     examples_per_step: ClassVar[int] = 16
     """Examples that an update learns from where nobody says otherwise."""
+    lr_share: ClassVar[float] = 1.0
+    """What the method's usual learning rate is multiplied with."""
 
     def __init__(self, base: Base, settings: AdaptSettings) -> None:
         self.base, self.settings = base, settings
@@ -113,6 +115,11 @@ class Task(ABC):
     def answer(self, items: Sequence[Item]) -> Sequence[Any]:
         """What the adapted network says of each item; the type is the task's own."""
         raise ConfigError(f"the task {self.name!r} predicts nothing", "its worker generates")
+
+    @property
+    def parents(self) -> dict[str, str]:
+        """Role -> digest of what it learned from besides the base."""
+        return {}
 
     # Shared by the tasks.
 
