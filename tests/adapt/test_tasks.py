@@ -10,7 +10,16 @@ import torch
 from bedplate.adapt.base import Base
 from bedplate.adapt.loop import adapt, assemble, prepare
 from bedplate.adapt.preview import preview
-from bedplate.adapt.settings import AdaptSettings, DistillSettings, EmbedSettings, ExampleSettings, MethodSettings, TrainSettings
+from bedplate.adapt.settings import (
+    AdaptSettings,
+    DistillSettings,
+    EmbedSettings,
+    ExampleSettings,
+    ExtractSettings,
+    MethodSettings,
+    PreferSettings,
+    TrainSettings,
+)
 from bedplate.adapt.tasks.rank import in_order
 from bedplate.core.config import Resolved
 from bedplate.core.errors import ConfigError, DataError
@@ -366,3 +375,28 @@ def test_a_stopped_run_of_any_task_ends_with_the_same_weights(base_folder, teach
         done(asked)
         weights.append([(asked.to / part).read_bytes() for part in ("weights.safetensors", "head.safetensors") if (asked.to / part).exists()])
     assert weights[0] == weights[1]
+
+
+def test_every_choice_of_a_task_changes_its_loss(base, base_folder, teacher, jsonl, tmp_path):
+    pairs = jsonl([{"prompt": "the river", "completion": "carries boats"}, {"prompt": "birds", "completion": "return"}], "pairs.jsonl")
+    kept = {"extract": jsonl(named(6), "spans.jsonl"), "prefer": jsonl(chosen(6), "chosen.jsonl"), "distill": pairs}
+
+    def loss(task, move=0.0, **choices):
+        file = kept[task]
+        asked = replace(settings(base_folder, file, tmp_path, task), data=ExampleSettings(file, held_out=0), **choices)
+        prepared = prepare(asked, Base.load(base_folder), answerer=lambda base, asked, ends, most: "lamps " * most)
+        prepared.task.start(prepared.items)
+        with torch.no_grad():
+            prepared.task.model.model.embed_tokens.weight.mul_(1 + move)
+            return float(prepared.task.loss_sum(prepared.items)), sum(item.weight for item in prepared.items)
+
+    assert loss("extract", extract=ExtractSettings(sees="both")) == loss("extract") != loss("extract", extract=ExtractSettings(sees="past"))
+    past = loss("extract", extract=ExtractSettings(sees="past"), method=MethodSettings("probe"))
+    assert past == loss("extract", method=MethodSettings("probe"))
+    assert loss("prefer", 0.5, prefer=PreferSettings(beta=0.1)) != loss("prefer", 0.5, prefer=PreferSettings(beta=0.5))
+    usual = DistillSettings(teacher=teacher)
+    told = [usual, replace(usual, teacher=base_folder), replace(usual, temperature=1.0), replace(usual, by="text"), replace(usual, by="text", most_tokens=3)]
+    assert len({loss("distill", distill=one) for one in told}) == 5
+    for wrong in (lambda: PreferSettings(beta=0.0), lambda: DistillSettings(temperature=-1.0), lambda: DistillSettings(most_tokens=0)):
+        with pytest.raises(ConfigError):
+            wrong()

@@ -75,6 +75,9 @@ SHOWN = {
             " classify.weights classify.accuracy train.epochs train.examples_per_step train.lr train.weight_decay train.warmup_share train.clip"
             " train.seed train.precision embed.temperature"
         ),
+        "adapt/test_tasks.py::test_every_choice_of_a_task_changes_its_loss": (
+            "extract.sees prefer.beta distill.teacher distill.by distill.temperature distill.most_tokens"
+        ),
         "adapt/test_settings.py::test_settings_of_looking_change_what_is_told": "train.evaluate_every train.patience",
         "adapt/test_settings.py::test_settings_of_saving_change_what_is_kept": (
             "to checkpoint.every_s checkpoint.every_steps checkpoint.keep_last checkpoint.keep_every_steps"
