@@ -26,6 +26,7 @@ TOPICS: tuple[tuple[str, str, str], ...] = (
     ("bedplate.pretrain.settings", "PretrainSettings", "`bedplate pretrain plan` and `run`"),
     ("bedplate.adapt.settings", "AdaptSettings", "`bedplate adapt`"),
     ("bedplate.evaluate.settings", "EvaluateSettings", "`bedplate evaluate run`"),
+    ("bedplate.evaluate.tasks.own", "OwnTaskSettings", "a task of your own, `bedplate evaluate run --tasks FILE.toml`"),
     ("bedplate.advise.tour.stages", "TourSettings", "`bedplate tour`"),
 )
 """(module, dataclass, where it is used) of every table of settings a person can write."""

@@ -66,6 +66,8 @@ def compare(before: Report, after: Report, seed: int = 0) -> Comparison:
         first, second = before.tasks[name], after.tasks[name]
         if first.data != second.data:
             raise DataError(f"the reports were made with different files of {name}", "run both on the same --data")
+        if first.more["asked"] != second.more["asked"]:
+            remarks.append(f"{name} was asked in another way: {first.more['asked']} before, {second.more['asked']} after")
         ids = [one for one in second.values if one in first.values]
         if not ids:
             raise DataError(f"the reports have no example of {name} in common", "run both with the same seed and limit")

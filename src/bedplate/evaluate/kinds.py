@@ -9,12 +9,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 
 from bedplate.core.errors import DataError
 from bedplate.evaluate.scoring import Row, Scored, bits
+from bedplate.evaluate.settings import EvaluateSettings
 from bedplate.evaluate.stats import How
 from bedplate.evaluate.subject import Subject
 
@@ -66,6 +67,10 @@ class Kind(ABC):
     """What is done with examples."""
 
     measures: ClassVar[tuple[Measure, ...]]
+
+    def resolved(self, settings: EvaluateSettings) -> Self:
+        """This kind as the settings want it."""
+        return self
 
     @abstractmethod
     def prepare(self, subject: Subject, examples: Sequence[Example]) -> Job:

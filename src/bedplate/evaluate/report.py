@@ -100,5 +100,5 @@ def read(folder: Path) -> Report:
     for name, task in told["tasks"].items():
         measures = [Measure(s["name"], s["how"], tuple(s["columns"]), s["better"], s["percent"]) for s in task["scores"]]
         rows = map(json.loads, (place / "examples" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines())
-        tasks[name] = Judged(name, measures, task["data"], {row["id"]: row for row in rows}, {})
+        tasks[name] = Judged(name, measures, task["data"], {row["id"]: row for row in rows}, {"asked": task["asked"]})
     return Report(told["model"]["name"], told["conditions"], tasks)

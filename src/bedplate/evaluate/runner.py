@@ -9,6 +9,7 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from bedplate.evaluate.report import Judged
 from bedplate.evaluate.settings import EvaluateSettings
 from bedplate.evaluate.subject import Subject
 from bedplate.evaluate.tasks import TASKS
+from bedplate.evaluate.tasks.own import own_task
 from bedplate.evaluate.tasks.task import Task
 from bedplate.pretrain.interrupt import StopSignal
 
@@ -41,7 +43,7 @@ def evaluate(settings: EvaluateSettings, run: Run) -> Manifest | None:
         DataError: a task's files are missing or damaged.
         StateError: the folder holds values of another model, data or conditions.
     """
-    tasks = [find(name) for name in settings.tasks]
+    tasks = [replace(task, kind=task.kind.resolved(settings)) for task in map(find, settings.tasks)]
     if not tasks:
         raise ConfigError("no task is named", f"known: {', '.join(TASKS)}")
     device, dtype = place(AdaptSettings(train=TrainSettings(device=settings.device, precision=settings.precision, threads=settings.threads)))
@@ -60,12 +62,13 @@ def evaluate(settings: EvaluateSettings, run: Run) -> Manifest | None:
         for task in tasks:
             examples, files = opened[task.name]
             began = time.monotonic()
-            key = {"subject": subject.digests, "conditions": conditions, "data": files.digests, "shots": _shots(task, settings)}
+            asked = {"kind": type(task.kind).__name__.lower(), "shots": _shots(task, settings), **(asdict(task.kind) if is_dataclass(task.kind) else {})}
+            key = {"subject": subject.digests, "conditions": conditions, "data": files.digests, "asked": asked}
             values = _judge(task, examples, subject, run, settings.to / JUDGED / f"{task.name}.jsonl", key, signal)
             if values is None:
                 run.events.emit("run_stopped", reason=signal.reason)
                 return None
-            more = {"kind": type(task.kind).__name__.lower(), "shots": _shots(task, settings), "seconds": round(time.monotonic() - began, 2)}
+            more = {"asked": asked, "seconds": round(time.monotonic() - began, 2)}
             done.append(Judged(task.name, task.kind.measures, files.digests, values, more))
             found = report.scores(done[-1], settings.seed)
             told = {f"{part}_{name}": getattr(s, part if part != "score" else "value") for name, s in found.items() for part in ("score", "low", "high")}
@@ -77,11 +80,13 @@ def evaluate(settings: EvaluateSettings, run: Run) -> Manifest | None:
 
 
 def find(name: str) -> Task:
-    """A task by its name.
+    """A task by its name, or by the TOML file that says it.
 
     Raises:
         ConfigError: there is none.
     """
+    if name.endswith(".toml"):
+        return own_task(Path(name))
     if name not in TASKS:
         raise ConfigError(f"there is no task {name!r}", did_you_mean(name, TASKS))
     return TASKS[name]
@@ -92,7 +97,7 @@ def _shots(task: Task, settings: EvaluateSettings) -> int:
 
 
 def _open(task: Task, settings: EvaluateSettings) -> tuple[list[Example], Files]:
-    files = Files(settings.data, task.name)
+    files = Files(task.folder or settings.data, task.name)
     examples = task.read(files, _shots(task, settings))
     if not examples:
         raise DataError(f"{task.name} has no examples", f"its files are empty: {', '.join(files.digests)}")

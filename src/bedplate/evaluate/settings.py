@@ -34,6 +34,12 @@ class EvaluateSettings:
     """Solved examples before each question of tasks that take any. auto: as many as the task is usually asked with."""
     template: Literal["raw", "chat", "auto"] = "auto"
     """How an answer is asked for: the prompt as it is, or as a turn of a conversation. auto: as the adapter was taught; raw for a base."""
+    max_tokens: int | Auto = "auto"
+    """Longest answer of tasks in which the model writes. auto: what the task usually allows."""
+    code_seconds: float = 10.0
+    """Time that a generated program may take."""
+    code_memory_bytes: int = 1 << 30
+    """Memory that a generated program may take."""
     positions: int = 4096
     """Positions scored at once, padding counted."""
     seed: int = 0
@@ -50,5 +56,9 @@ class EvaluateSettings:
             raise ConfigError(f"limit = {self.limit} is below 0", "0 takes all examples")
         if self.shots != "auto" and self.shots < 0:
             raise ConfigError(f"shots = {self.shots} is below 0", "0 asks without solved examples")
+        if self.max_tokens != "auto" and self.max_tokens < 1:
+            raise ConfigError(f"max_tokens = {self.max_tokens} says nothing", 'give 1 or more, or "auto"')
+        if self.code_seconds <= 0 or self.code_memory_bytes < 1 << 26:
+            raise ConfigError("a generated program has no room", "code_seconds = 10 and code_memory_bytes = 1073741824 are usual")
         if self.positions < 1:
             raise ConfigError(f"positions = {self.positions} scores nothing", "4096 is usual")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from bedplate.core.errors import DataError
@@ -23,6 +24,8 @@ class Task:
     """Files, and how many solved examples stand before each question -> examples, each with an id of its own."""
     shots: int = 0
     """Solved examples that stand before each question unless asked otherwise."""
+    folder: Path | None = None
+    """Where its files are, whatever folder the user names for others."""
 
 
 def cell(row: Mapping[str, Any], name: str, number: int, kind: type = str) -> Any:
@@ -32,7 +35,7 @@ def cell(row: Mapping[str, Any], name: str, number: int, kind: type = str) -> An
         DataError: it is missing or of another type.
     """
     value = row.get(name)
-    if not isinstance(value, kind):
+    if name not in row or not isinstance(value, kind):
         hint = f"its columns are {', '.join(map(str, row)) or 'none'}; is it the file of this task?"
         raise DataError(f"row {number} has no {name!r} of type {kind.__name__}", hint)
     return value
