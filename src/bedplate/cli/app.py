@@ -69,6 +69,7 @@ COMMANDS: dict[str, Command] = {
     "evaluate compare": Command("bedplate.cli.evaluate:compare", "Compare two measurements example by example, in words"),
     "evaluate tasks": Command("bedplate.cli.evaluate:tasks", "The tasks that are known by name, and the files each needs"),
     "generate": Command("bedplate.cli.generate:generate", "Text, pictures, sound and series from a model"),
+    "chat": Command("bedplate.cli.chat:chat", "Talk to a model, with an adapter or without"),
     "embed": Command("bedplate.cli.embed:embed", "Vectors for files of any sense"),
     "runs list": Command("bedplate.cli.runs:list_runs", "The runs in a folder: state, step, loss, age"),
     "runs watch": Command("bedplate.cli.runs:watch", "Follow a run live"),

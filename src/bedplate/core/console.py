@@ -85,7 +85,18 @@ class Console:
         """Result text for people, on stdout. Silent under --json."""
         if self.mode != "json":
             self.close()
-            self.stdout.print(rich.text.Text(text), soft_wrap=True)
+            self.stdout.print(rich.text.Text(printable(text)), soft_wrap=True)
+
+    def stream(self, pieces: Iterable[str]) -> None:
+        """Result text for people as it comes, on stdout, with a newline at its end. Silent under --json, but always read to its end."""
+        self.close()
+        for piece in pieces:
+            if self.mode != "json":
+                self.stdout.file.write(printable(piece))
+                self.stdout.file.flush()
+        if self.mode != "json":
+            self.stdout.file.write("\n")
+            self.stdout.file.flush()
 
     def show(self, picture: rich.console.RenderableType) -> None:
         """Anything that rich can draw, on stdout. Silent under --json."""
@@ -145,6 +156,15 @@ class Console:
             live.stop()
             if self._pace.line():
                 self.stderr.print(rich.text.Text(self._pace.line()), soft_wrap=True)
+
+
+def printable(text: str) -> str:
+    """The text without what would steer a terminal: models and files may say anything, escape sequences too."""
+    return text.translate(_STEERING)
+
+
+_STEERING = {number: "\ufffd" for number in (*range(32), *range(127, 160)) if chr(number) not in "\n\t"} | {13: None}
+"""Control characters of ASCII and Latin-1."""
 
 
 def print_table(console: rich.console.Console, columns: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> None:

@@ -1,0 +1,66 @@
+"""`bedplate chat` from a pipe, as a script drives it."""
+
+import io
+import json
+
+import pytest
+
+from bedplate.core.console import printable
+from bedplate.testing.bases import tiny_base
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture
+def say(run, monkeypatch, model):
+    def call(lines, *words):
+        monkeypatch.setattr("sys.stdin", io.StringIO("".join(line + "\n" for line in lines)))
+        return run("chat", model, "--max-tokens", 8, *words)
+
+    return call
+
+
+def test_answers_and_commands(say, tmp_path):
+    code, out, err = say(["the river", "/set temperature=0.5", "/system be short", "/again", "/save " + str(tmp_path / "talk.jsonl"), "/clear", "/quit", "x"])
+    assert code == 0 and out.count("\n") >= 2
+    for told in ("without an adapter, as the base does", "temperature=0.5", "tokens/s", "be short", "3 turns in", "forgotten"):
+        assert told in err
+    kept = json.loads((tmp_path / "talk.jsonl").read_text())["messages"]
+    assert [turn["role"] for turn in kept] == ["system", "user", "assistant"] and kept[1]["content"] == "the river"
+
+
+def test_json_holds_every_answer(say):
+    code, out, _ = say(["the river", "and"], "--json")
+    made = json.loads(out)
+    assert code == 0 and len(made["answers"]) == 2 and made["adapter"] is None and all(answer["tokens"] <= 8 for answer in made["answers"])
+
+
+@pytest.mark.parametrize(("line", "told"), [("/sett", "/set"), ("/set tempature=1", "temperature"), ("/set seed=x", "no number"), ("/save", "no file")])
+def test_a_script_that_asks_for_what_is_not_there_ends_with_an_error(say, line, told):
+    code, _, err = say([line])
+    assert code == 2 and told in err
+
+
+def test_an_adapter_of_another_job_is_refused(say, model, tmp_path):
+    import numpy as np
+
+    from bedplate.adapt.loop import adapt
+    from bedplate.adapt.settings import AdaptSettings, ExampleSettings, MethodSettings, TrainSettings
+    from bedplate.core.config import Resolved
+    from bedplate.core.run import Run
+
+    file = tmp_path / "rows.jsonl"
+    rng = np.random.default_rng(0)
+    file.write_text("".join(json.dumps({"text": f"w{rng.integers(99)}", "label": str(n % 2)}) + "\n" for n in range(16)))
+    made = AdaptSettings(model, tmp_path / "a", "classify", ExampleSettings(file), MethodSettings("probe"), train=TrainSettings(threads=1))
+    with Run.open(tmp_path / "a.run", "adapt", Resolved(made, {})) as opened:
+        adapt(made, opened)
+    code, _, err = say(["x"], "--adapter", tmp_path / "a")
+    assert code == 2 and "learned to classify" in err and "bedplate predict" in err
+
+
+def test_what_a_model_says_cannot_steer_the_terminal():
+    assert printable("a\x1b[31mb\x07c\r\nd\te\x9bf") == "a\ufffd[31mb\ufffdc\nd\te\ufffdf"
