@@ -63,6 +63,8 @@ COMMANDS: dict[str, Command] = {
     "data trace": Command("bedplate.cli.trace:trace", "List the documents that a training step saw"),
     "pretrain plan": Command("bedplate.cli.pretrain:plan", "Parameters, memory, time and FLOPs; trains nothing"),
     "pretrain run": Command("bedplate.cli.pretrain:run", "Pre-train a model on a corpus; continues where it stopped"),
+    "get": Command("bedplate.cli.get:get", "Fetch a model by name, path or hf:OWNER/NAME; list the known ones"),
+    "export": Command("bedplate.cli.get:export", "A model as a GGUF file that llama.cpp agreed with, or as a Hugging Face folder"),
     "adapt": Command("bedplate.cli.adapt:adapt", "Adapt a base to a job; continues where it stopped"),
     "predict": Command("bedplate.cli.adapt:predict", "What an adapted base says of the examples in a file"),
     "evaluate run": Command("bedplate.cli.evaluate:run", "Measure a model on tasks, every score with its interval; continues where it stopped"),
