@@ -1,9 +1,12 @@
 """Worker processes: results in order, and an input that kills its process is left out."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 
+from bedplate.core.errors import StateError
 from bedplate.data.document import Origin, Skipped
 from bedplate.data.inputs import Input
 from bedplate.data.prepare import careful
@@ -36,6 +39,21 @@ def test_a_deadly_item_is_left_out_and_the_others_are_not():
 def test_an_error_comes_through():
     with pytest.raises(ValueError), Workers(1, begin, (1,), multiply, lambda item: [item]) as workers:
         list(workers.in_order([[1], [99]]))
+
+
+def die(_):
+    os._exit(1)
+
+
+def test_processes_that_cannot_begin_are_not_blamed_on_the_items():
+    with pytest.raises(StateError, match="before they begin"), Workers(1, die, (1,), multiply, lambda item: [item]) as workers:
+        list(workers.in_order([[1], [2]]))
+
+
+def test_a_program_that_cannot_be_imported_again_is_refused():
+    program = "from bedplate.data.workers import Workers\nWorkers(1, print, (), print, print)"
+    told = subprocess.run([sys.executable], input=program, text=True, capture_output=True, check=False).stderr
+    assert "comes from <stdin>" in told and "__main__" in told
 
 
 def test_an_unforeseen_error_skips_one_input_only(tmp_path):

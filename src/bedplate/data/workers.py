@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import multiprocessing
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
+from bedplate.core.errors import StateError
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+GUARD = 'put your code in a file under `if __name__ == "__main__":`, or set workers = 0'
 
 
 class Workers(Generic[Item, Result]):
@@ -23,11 +29,14 @@ class Workers(Generic[Item, Result]):
         arguments: what each process needs.
         work: turns a list of items into a result, in a worker.
         died: the result for an item whose process died twice on it.
+    Raises:
+        StateError: the running program is none that a new process could import.
     """
 
     def __init__(
         self, count: int, start: Callable[..., None], arguments: tuple[Any, ...], work: Callable[[list[Item]], Result], died: Callable[[Item], Result]
     ) -> None:
+        _check_that_processes_can_start()
         self._count, self._start, self._arguments, self._work, self._died = count, start, arguments, work, died
         self._pool = self._new_pool(count)
 
@@ -69,7 +78,16 @@ class Workers(Generic[Item, Result]):
         try:
             return self._pool.submit(self._work, [item]).result()
         except BrokenProcessPool:
+            self._check_that_any_lives()
             return self._died(item)
+
+    def _check_that_any_lives(self) -> None:
+        """Blame an item for a death only where a process that has nothing to do lives."""
+        self._renew(1)
+        try:
+            self._pool.submit(int).result()
+        except BrokenProcessPool as error:
+            raise StateError("worker processes die before they begin; their own words stand above", f"if they import your script: {GUARD}") from error
 
     def _renew(self, count: int) -> None:
         self._stop(wait=False)
@@ -87,3 +105,10 @@ class Workers(Generic[Item, Result]):
                 process.kill()
             for process in processes:
                 process.join()
+
+
+def _check_that_processes_can_start() -> None:
+    """A spawned process imports the running program again, so it must be a file."""
+    program = getattr(sys.modules.get("__main__"), "__file__", None)
+    if program is not None and not Path(program).exists():
+        raise StateError(f"worker processes cannot import this program: it comes from {program}", GUARD)
