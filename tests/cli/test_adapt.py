@@ -53,3 +53,45 @@ def test_errors_are_for_people(base, examples, tmp_path, capsys):
         main(["adapt", str(base), "--task", "classify", "--data", str(examples), "--to", str(tmp_path / "x")])
     told = capsys.readouterr().err
     assert caught.value.code == 3 and "row 1" in told and "body, kind" in told
+
+
+TASKS = {
+    "regress": ({"text": "river", "value": 3}, {"text": "birds", "value": 5}, {"value", "low", "high"}),
+    "embed": ({"text": "river", "positive": "water"}, {"text": "birds", "positive": "air"}, {"vector"}),
+    "rank": ({"query": "river", "positive": "water", "negative": "air"}, {"query": "birds", "positive": "air", "negative": "water"}, {"order", "scores"}),
+    "extract": ({"text": "the river", "spans": [{"start": 4, "end": 9, "label": "way"}]}, {"text": "birds", "spans": []}, {"spans"}),
+    "prefer": ({"prompt": "river", "chosen": "water", "rejected": "air"}, {"prompt": "birds", "chosen": "air", "rejected": "rain"}, {"answer"}),
+    "distill": ({"prompt": "river", "completion": "water"}, {"prompt": "birds", "completion": "air"}, {"answer"}),
+}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_is_learned_and_predicted(base, tmp_path, capsys, task):
+    *rows, keys = TASKS[task]
+    data = tmp_path / "examples.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows * 8))
+    more = ["--set", f"distill.teacher={base}"] if task == "distill" else []
+    command = ["adapt", str(base), "--task", task, "--data", str(data), "--to", str(tmp_path / "x"), "--set", "train.epochs=1", *more]
+    main([*command, "--preview", "1"])
+    assert "⟦" in capsys.readouterr().out
+    main([*command, "--json"])
+    assert json.loads(capsys.readouterr().out)["finished"]
+    new = tmp_path / "new.jsonl"
+    new.write_text(json.dumps({**rows[0], "texts": ["water", "air"]}) + "\n")
+    main(["predict", str(base), str(tmp_path / "x"), str(new), "--max-tokens", "4"])
+    assert set(json.loads(capsys.readouterr().out)) == {"row", *keys}
+
+
+def test_a_base_that_reads_on_is_a_base(base, tmp_path, capsys):
+    files = tmp_path / "files"
+    files.mkdir()
+    for number in range(12):
+        (files / f"{number}.txt").write_text(f"{number} lamps and birds return before the winter rain past stone bridges. " * 3 + f"\nriver {number}\n")
+    command = ["adapt", str(base), "--task", "continue", "--data", str(files), "--to", str(tmp_path / "more")]
+    small = ["--set", "train.epochs=0.1", "--set", "train.examples_per_step=1", "--set", "train.threads=1", "--set", "data.most_positions=64"]
+    main([*command, *small, "--preview", "1"])
+    assert "64 positions" in capsys.readouterr().out
+    main([*command, *small, "--json"])
+    assert json.loads(capsys.readouterr().out)["finished"]
+    main(["generate", str(tmp_path / "more"), "the river", "--plain"])
+    assert capsys.readouterr().out

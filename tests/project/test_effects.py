@@ -39,6 +39,7 @@ SHOWN = {
     },
     "pretrain": {
         "pretrain/test_run.py::test_what_is_given_is_not_derived": "model.size model.context run.compile",
+        "adapt/test_further.py::test_a_base_and_a_size_exclude_each_other": "model.base",
         "pretrain/test_run.py::test_settings_of_the_whole_run_have_an_effect": "model.overrides data.corpus data.mixture evaluate.rows run.precision",
         "data/test_loader.py::test_filling_in_happens_as_often_as_asked": "data.packing.fim_text data.packing.fim_code",
         "data/test_loader.py::test_the_shares_of_packing_have_their_effect": "data.packing.known_share data.packing.caption_first data.packing.caption_drop",
@@ -78,6 +79,7 @@ SHOWN = {
         "adapt/test_tasks.py::test_every_choice_of_a_task_changes_its_loss": (
             "extract.sees prefer.beta distill.teacher distill.by distill.temperature distill.most_tokens"
         ),
+        "adapt/test_further.py::test_the_shares_of_learning_rates": "further.lr_share",
         "adapt/test_settings.py::test_settings_of_looking_change_what_is_told": "train.evaluate_every train.patience",
         "adapt/test_settings.py::test_settings_of_saving_change_what_is_kept": (
             "to checkpoint.every_s checkpoint.every_steps checkpoint.keep_last checkpoint.keep_every_steps"

@@ -21,6 +21,7 @@ from bedplate.adapt.base import Base
 from bedplate.adapt.course import Course, hold_out
 from bedplate.adapt.encode import Item
 from bedplate.adapt.examples import Row, read_rows
+from bedplate.adapt.further import FURTHER, further
 from bedplate.adapt.settings import AdaptSettings, MethodSettings
 from bedplate.adapt.tasks import TASKS, Task
 from bedplate.adapt.tasks.distill import Answerer, Distill
@@ -56,7 +57,7 @@ def adapt(settings: AdaptSettings, run: Run, answerer: Answerer | None = None) -
         run: the open run folder.
         answerer: makes answers, where a teacher's are learned from; generation lives above adaptation.
     Returns:
-        The adapter's manifest; None when a signal stopped the run early, which the same call resumes.
+        The manifest of the adapter, or of the model where the task makes one; None when a signal stopped the run early, which the same call resumes.
     Raises:
         DataError: base or examples cannot be used.
         StateError: the folder holds something else.
@@ -64,7 +65,9 @@ def adapt(settings: AdaptSettings, run: Run, answerer: Answerer | None = None) -
     check_same(settings, run.folder)
     if (settings.to / MANIFEST).exists():
         run.events.emit("run_finished", seconds=0.0, adapter=settings.to.as_posix(), detail="was finished before")
-        return read_manifest(settings.to, "adapter")
+        return read_manifest(settings.to, "model" if settings.task in FURTHER else "adapter")
+    if settings.task in FURTHER:
+        return further(settings, run)
     device, dtype = place(settings)
     base = Base.load(settings.base, device)
     prepared = prepare(settings, base, answerer=answerer)

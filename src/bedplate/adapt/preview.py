@@ -37,6 +37,11 @@ def stretches(positions: Positions, base: Base) -> list[Stretch]:
     return found
 
 
+def written(positions: Positions, base: Base) -> str:
+    """A sequence as text; what carries loss stands in ⟦ ⟧."""
+    return "".join(f"{OPEN}{part.text}{CLOSE}" if part.loss else part.text for part in stretches(positions, base))
+
+
 def preview(item: Item, base: Base, target: str = "") -> str:
     """An example as text; what carries loss stands in ⟦ ⟧.
 
@@ -47,8 +52,7 @@ def preview(item: Item, base: Base, target: str = "") -> str:
     """
     lines = []
     for positions in item.sequences:
-        shown = "".join(f"{OPEN}{part.text}{CLOSE}" if part.loss else part.text for part in stretches(positions, base))
-        lines.append(f"row {item.row}: {len(positions)} positions, {int(positions.token_loss.sum())} carry loss\n{shown}")
+        lines.append(f"row {item.row}: {len(positions)} positions, {int(positions.token_loss.sum())} carry loss\n{written(positions, base)}")
     if target:
         lines.append(f"the head learns: {OPEN}{target}{CLOSE}")
     return "\n".join(lines)

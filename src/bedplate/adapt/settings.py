@@ -14,7 +14,7 @@ from bedplate.core.errors import ConfigError
 from bedplate.pretrain.checkpoint import CheckpointSettings
 
 Auto = Literal["auto"]
-TaskName = Literal["generate", "classify", "regress", "embed", "rank", "prefer", "extract", "distill"]
+TaskName = Literal["generate", "classify", "regress", "embed", "rank", "prefer", "extract", "distill", "continue", "grow"]
 MethodName = Literal["probe", "full"]
 
 
@@ -119,6 +119,18 @@ class DistillSettings:
 
 
 @dataclass(frozen=True)
+class FurtherSettings:
+    """Choices of `continue` and `grow`."""
+
+    lr_share: float = 0.2
+    """Peak learning rates as a share of those for fresh weights, where train.lr is auto; the new parts of `grow` learn at the full rate."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.lr_share <= 1:
+            raise ConfigError(f"further.lr_share = {self.lr_share} is not a share above 0", "0.2 keeps most of what the base knows")
+
+
+@dataclass(frozen=True)
 class TrainSettings:
     """How long, how fast, on what."""
 
@@ -172,7 +184,8 @@ class AdaptSettings:
     task: TaskName = "generate"
     """What is learned: generate (answer, summarise, write code), classify (one label or several), regress (a number), embed (vectors that are near where
     things belong together), rank (how well texts answer a query), extract (labelled stretches of a text), prefer (the answer of two that people chose),
-    distill (what a larger model says)."""
+    distill (what a larger model says), continue (more pre-training on files of any sense that the base knows), grow (the same with a sense that it lacks).
+    The last two make a model, not an adapter, train every weight, and read a folder, archive or file as `bedplate data build` does, or a corpus."""
     data: ExampleSettings = field(default_factory=ExampleSettings)
     """What is learned from."""
     method: MethodSettings = field(default_factory=MethodSettings)
@@ -187,6 +200,8 @@ class AdaptSettings:
     """Choices of `prefer`."""
     distill: DistillSettings = field(default_factory=DistillSettings)
     """Choices of `distill`."""
+    further: FurtherSettings = field(default_factory=FurtherSettings)
+    """Choices of `continue` and `grow`."""
     train: TrainSettings = field(default_factory=TrainSettings)
     """How long, how fast, on what."""
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 
 from bedplate.cli.app import Here, Overrides
@@ -28,13 +29,14 @@ def adapt(
     Args:
         base: the base, a model folder; it stays as it is.
         task: what is learned; see docs/settings.md.
-        data: examples: JSONL, CSV, Parquet, or a folder or archive of files in one folder a label.
-        to: the adapter folder to write. What happened is kept beside it, in TO.run.
+        data: examples: JSONL, CSV, Parquet, or a folder or archive of files in one folder a label; for continue and grow any files, or a corpus.
+        to: the adapter folder to write; a model folder for continue and grow. What happened is kept beside it, in TO.run.
         recipe: a settings file; see docs/settings.md.
         method: what of the network is trained: probe or full.
         preview: show so many examples as the model really sees them, what carries loss marked, and train nothing.
     """
     from bedplate.adapt.base import Base
+    from bedplate.adapt.further import FURTHER, preview_rows
     from bedplate.adapt.loop import adapt as run_adaptation
     from bedplate.adapt.loop import prepare
     from bedplate.adapt.preview import preview as show
@@ -46,8 +48,12 @@ def adapt(
     settings = resolved.value
     if preview:
         loaded = Base.load(settings.base)
-        prepared = prepare(settings, loaded, preview, answer)
-        shown = [show(item, loaded, prepared.task.target_of(item)) for item in prepared.items]
+        if settings.task in FURTHER:
+            with tempfile.TemporaryDirectory() as scratch:
+                shown = preview_rows(settings, loaded, preview, Path(scratch))
+        else:
+            prepared = prepare(settings, loaded, preview, answer)
+            shown = [show(item, loaded, prepared.task.target_of(item)) for item in prepared.items]
         console.print("\n\n".join(shown))
         console.data(shown)
         return
@@ -63,7 +69,10 @@ def adapt(
     rows = [(name.replace("_", " "), f"{before[name]:.3f}" if name in before else "", f"{value:.3f}") for name, value in after.items()]
     if rows:
         console.table((f"{about['held_out']} held-out examples", "before", "after"), rows)
-    console.say(f"adapter in {settings.to} after {format_seconds(seconds)}; use it: bedplate predict {settings.base} {settings.to} FILE")
+    if settings.task in FURTHER:
+        console.say(f"model in {settings.to} after {format_seconds(seconds)}; a base like any other: bedplate generate {settings.to}")
+    else:
+        console.say(f"adapter in {settings.to} after {format_seconds(seconds)}; use it: bedplate predict {settings.base} {settings.to} FILE")
     console.data({"adapter": str(settings.to), "finished": True, "digest": manifest.digest, **about})
 
 

@@ -14,15 +14,16 @@ from typing import Any, NamedTuple
 
 import torch
 
-from bedplate.core.errors import ResourceError
+from bedplate.core.errors import ConfigError, ResourceError
 from bedplate.core.units import format_bytes, format_count, format_seconds
 from bedplate.data.corpus import Corpus
 from bedplate.data.loader import STREAMS, Loader
-from bedplate.model.arithmetic import flops_per_token, largest_rows, memory
+from bedplate.model.arithmetic import flops_per_token, largest_rows, memory, parameters
 from bedplate.model.config import PRESETS, ModelConfig, preset
 from bedplate.pretrain.budget import Budget, parse_budget
 from bedplate.pretrain.measure import Speed, free_bytes, measure
 from bedplate.pretrain.settings import PretrainSettings
+from bedplate.pretrain.start import config_from
 
 LEAST_BATCH = 2048
 MICRO_POSITIONS = {"cpu": 8192, "cuda": 65_536}
@@ -76,7 +77,7 @@ def derive(
         world: processes that train together.
         neighbours: those of them that share this machine.
     Raises:
-        ConfigError: the budget is none.
+        ConfigError: the budget is none, or both a base and a size are given.
         ResourceError: the budget is one of time, and the size asked for does not fit the memory to be measured.
     """
     choices: list[Choice] = []
@@ -102,8 +103,13 @@ def derive(
     budget = parse_budget(run.budget, run.price_per_hour)
     available = sum(loader.positions[c] for c in loader.mixture.components)
 
+    base = settings.model.base
+    if base is not None and (settings.model.size != "auto" or settings.model.overrides):
+        raise ConfigError("model.base brings its own shape", "leave model.size and model.overrides out")
+    given = None if base is None else config_from(base, corpus)
+
     def config_of(size: str) -> ModelConfig:
-        return preset(size, corpus.vocabulary, corpus.specs, corpus.special_ids, settings.model.overrides)
+        return given or preset(size, corpus.vocabulary, corpus.specs, corpus.special_ids, settings.model.overrides)
 
     width = 2 if dtype == torch.bfloat16 else 4
     free = int(MEMORY_SHARE * memory_of(device) / (neighbours if kind == "cpu" else 1))
@@ -130,11 +136,15 @@ def derive(
         )
 
     size = settings.model.size
-    if size == "auto":
+    if given is not None:
+        count = parameters(given).total
+        size = min(PRESETS, key=lambda name: abs(math.log(parameters(preset(name, given.vocab_size)).total / count)))
+        choices.append(Choice("model.size", size, f"the nearest to the base's {format_count(count)} parameters, which stay as they are; for the context only"))
+    elif size == "auto":
         size, why = _size(budget, available, config_of, speed_of, PRESETS, run.steps == "auto")
         choices.append(Choice("model.size", size, why))
     config = config_of(size)
-    context: int = chosen(settings.model.context, "model.context", PRESETS[size].context, f"usual for {size}")
+    context: int = chosen(settings.model.context, "model.context", min(PRESETS[size].context, config.max_position_embeddings), f"usual for {size}")
 
     speed = None
     steps: Any = run.steps

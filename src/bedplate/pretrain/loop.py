@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bedplate.core.artifact import MANIFEST
+from bedplate.core.artifact import MANIFEST, read_manifest
 from bedplate.core.config import flatten, from_mapping, to_mapping
 from bedplate.core.errors import StateError
 from bedplate.core.files import read_json, write_json
@@ -34,6 +34,7 @@ from bedplate.pretrain.optim import Optimiser
 from bedplate.pretrain.parallel import Parallel
 from bedplate.pretrain.schedule import Schedule
 from bedplate.pretrain.settings import PretrainSettings
+from bedplate.pretrain.start import config_from, model_from, tokenizer_from
 from bedplate.pretrain.step import Stepper
 from bedplate.pretrain.trace import RESOLVED
 from bedplate.pretrain.training import Sampler, Training
@@ -142,8 +143,11 @@ def assemble(settings: PretrainSettings, corpus: Corpus, run: Run, parallel: Par
     assert not isinstance(settings.model.context, str) and not isinstance(asked.threads, str)
     device = parallel.device
     prepare_processor(device, asked.threads)
-    model = FoundationModel(preset(settings.model.size, corpus.vocabulary, corpus.specs, corpus.special_ids, settings.model.overrides))
-    model.initialise(asked.seed)
+    if settings.model.base is not None:
+        model = model_from(settings.model.base, config_from(settings.model.base, corpus), asked.seed)
+    else:
+        model = FoundationModel(preset(settings.model.size, corpus.vocabulary, corpus.specs, corpus.special_ids, settings.model.overrides))
+        model.initialise(asked.seed)
     model.to(device)
     parallel.broadcast(list(model.parameters()))
     if asked.compile == "on":
@@ -211,13 +215,13 @@ def finish(training: Training, corpus: Corpus) -> Path:
     """Write the model folder with the averaged weights."""
     model = training.model
     assert isinstance(model, FoundationModel)
-    folder = training.run.folder / MODEL
+    folder, base = training.run.folder / MODEL, training.settings.model.base
     if training.parallel.rank == 0:
         with training.average.in_place():
             model.save(
                 folder,
-                tokenizer=corpus.folder / "tokenizer.json",
-                parents={"corpus": corpus.manifest.digest},
+                tokenizer=corpus.folder / "tokenizer.json" if base is None else tokenizer_from(base, corpus, training.run.folder / "tokenizer"),
+                parents={"corpus": corpus.manifest.digest} | ({} if base is None else {"base": read_manifest(base, "model").digest}),
                 settings=to_mapping(training.settings),
                 about={"steps": training.schedule.steps, "positions": training.schedule.positions(training.schedule.steps)},
             )

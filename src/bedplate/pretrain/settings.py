@@ -27,6 +27,8 @@ class ModelSettings:
 
     size: str = "auto"
     """A preset (nano, micro, mini, small, base, 1b, 3b, 8b). auto: the size that the budget trains best."""
+    base: Path | None = None
+    """A model folder to go on from, in place of `size`: its shape and weights; senses of the corpus that it lacks are added. None: fresh weights."""
     context: int | Auto = "auto"
     """Positions in a row. auto: 512 for sizes up to mini, 1024 for small, 2048 from base on."""
     overrides: Mapping[str, Any] = field(default_factory=dict)
