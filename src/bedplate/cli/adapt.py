@@ -6,14 +6,14 @@ import json
 import tempfile
 from pathlib import Path
 
-from bedplate.cli.app import Here, Overrides
+from bedplate.cli.app import Here, ModelFolder, Overrides
 from bedplate.core.config import load
 from bedplate.core.run import Run
 from bedplate.core.units import format_seconds
 
 
 def adapt(
-    base: Path | None = None,
+    base: ModelFolder | None = None,
     *,
     task: str | None = None,
     data: Path | None = None,
@@ -76,7 +76,7 @@ def adapt(
     console.data({"adapter": str(settings.to), "finished": True, "digest": manifest.digest, **about})
 
 
-def predict(base: Path, adapter: Path, data: Path, *, out: Path | None = None, max_tokens: int = 256, console: Here) -> None:
+def predict(base: ModelFolder, adapter: Path, data: Path, *, out: Path | None = None, max_tokens: int = 256, console: Here) -> None:
     """What an adapted base says of the examples in a file.
 
     Args:

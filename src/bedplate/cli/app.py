@@ -30,6 +30,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
@@ -46,6 +47,19 @@ Here = Annotated[Console, Parameter(parse=False)]
 
 Overrides = Annotated[tuple[str, ...], Parameter(name="--set", help="A setting, as table.key=value; may be repeated.", negative=())]
 """Annotation of the repeatable `--set table.key=value` (give it the default `()`), ready for `config.load(overrides=...)`."""
+
+
+def _model_folder(kind: Any, tokens: Sequence[Any]) -> Path:
+    """A folder as typed; or, where there is none, the folder of a model that `bedplate get` fetched under that name."""
+    from bedplate.core.home import home
+
+    typed = Path(tokens[0].value)
+    fetched = home() / "models" / typed
+    return fetched if len(typed.parts) == 1 and not typed.exists() and fetched.is_dir() else typed
+
+
+ModelFolder = Annotated[Path, Parameter(converter=_model_folder)]
+"""Annotation of a parameter that takes a model folder, or the name of a fetched model."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bedplate.cli.app import Here
+from bedplate.cli.app import Here, ModelFolder
 
 if TYPE_CHECKING:
     from bedplate.infer.conversation import Conversation
@@ -25,7 +25,7 @@ HELP = """/help                  this
 
 
 def chat(
-    model: Path,
+    model: ModelFolder,
     *,
     adapter: Path | None = None,
     system: str = "",

@@ -6,10 +6,10 @@ import io
 import json
 from pathlib import Path
 
-from bedplate.cli.app import Here
+from bedplate.cli.app import Here, ModelFolder
 
 
-def embed(model: Path, files: list[str], *, out: Path | None = None, layers: int | None = None, console: Here) -> None:
+def embed(model: ModelFolder, files: list[str], *, out: Path | None = None, layers: int | None = None, console: Here) -> None:
     """Vectors for files of any sense.
 
     Args:

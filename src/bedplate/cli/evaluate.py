@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bedplate.cli.app import Here, Overrides
+from bedplate.cli.app import Here, ModelFolder, Overrides
 from bedplate.core.units import format_seconds
 
 
 def run(
-    model: Path,
+    model: ModelFolder,
     *,
     tasks: str | None = None,
     data: Path | None = None,

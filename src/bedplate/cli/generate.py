@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from bedplate.cli.app import Here
+from bedplate.cli.app import Here, ModelFolder
 
 
 def generate(
-    model: Path,
+    model: ModelFolder,
     prompt: str = "",
     *,
     sense: Literal["text", "image", "audio", "video", "series"] = "text",

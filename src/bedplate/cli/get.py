@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from bedplate.cli.app import Here
+from bedplate.cli.app import Here, ModelFolder
 
 
 def get(model: str = "", *, to: Path | None = None, dtype: Literal["float32", "bfloat16", "float16"] | None = None, console: Here) -> None:
@@ -42,7 +42,7 @@ def _list(console: Any) -> None:
     console.data({name: {**vars(entry), "fetched": here[name]} for name, entry in known.items()})
 
 
-def export(model: Path, *, to: Path, type: Literal["f32", "f16", "q8_0", "q4_0"] = "f16", console: Here) -> None:
+def export(model: ModelFolder, *, to: Path, type: Literal["f32", "f16", "q8_0", "q4_0"] = "f16", console: Here) -> None:
     """Take the text half of a model out: as a GGUF file that llama.cpp has read and agreed with, or as a plain Hugging Face folder.
 
     Args:
