@@ -15,6 +15,7 @@ def run(
     data: Path | None = None,
     to: Path | None = None,
     adapter: Path | None = None,
+    corpus: Path | None = None,
     limit: int | None = None,
     recipe: Path | None = None,
     overrides: Overrides = (),
@@ -28,6 +29,7 @@ def run(
         data: the folder with the files of the tasks: DATA/TASK, DATA/TASK.zip, or DATA itself.
         to: the run folder; the report is TO/report.
         adapter: an adapter folder that was made for the model.
+        corpus: a training corpus in which the examples are looked for, to tell what the model may have seen.
         limit: most examples of each task.
         recipe: a settings file; see docs/settings.md.
     """
@@ -39,7 +41,7 @@ def run(
     from bedplate.evaluate.settings import EvaluateSettings
 
     named = tuple(name.strip() for name in tasks.split(",") if name.strip()) if tasks else None
-    given = {"model": model, "tasks": named, "data": data, "to": to, "adapter": adapter, "limit": limit}
+    given = {"model": model, "tasks": named, "data": data, "to": to, "adapter": adapter, "corpus": corpus, "limit": limit}
     resolved = load(EvaluateSettings, path=recipe, overrides=overrides, given=given)
     settings = resolved.value
     with Run.open(settings.to, "evaluate", resolved, listeners=(console,)) as opened:
@@ -56,6 +58,9 @@ def run(
             value, low, high = (_shown(score[part], score["percent"]) for part in ("value", "low", "high"))
             rows.append((task, score["name"].replace("_", " "), value, f"{low} to {high}" if low else "", score["examples"]))
     console.table(("task", "measure", "value", "95% interval", "examples"), rows, title=told["model"]["name"])
+    for task, found in told["tasks"].items():
+        if seen := found.get("contamination"):
+            console.say(f"{task}: {seen['seen']} of {found['examples']} examples share a run of {seen['run_words']} words with the corpus")
     console.say(f"report in {settings.to / 'report'} after {format_seconds(seconds)}; bedplate evaluate compare {settings.to} OTHER")
     console.data({"report": str(settings.to / "report"), "finished": True, "digest": read_manifest(settings.to / "report").digest, **told})
 

@@ -53,10 +53,15 @@ class Evaluations:
 
     def match(self, words: UInt64[np.ndarray, "w"]) -> str | None:
         """The name of the first evaluation text that shares a run with these words, or None."""
-        for length, known in self.hashes.items():
-            found = runs(words, length)
-            at = np.minimum(np.searchsorted(known, found), len(known) - 1)
-            hits = np.flatnonzero(known[at] == found)
+        for length in self.hashes:
+            hits = self.hits(words, length)
             if len(hits):
-                return self.names[int(self.owner[length][at[hits[0]]])]
+                return self.names[int(self.owner[length][hits[0]])]
         return None
+
+    def hits(self, words: UInt64[np.ndarray, "w"], length: int) -> Int[np.ndarray, "h"]:
+        """Indices in `hashes[length]` of the runs that these words share, in the order of the words."""
+        known, found = self.hashes[length], runs(words, length)
+        at = np.minimum(np.searchsorted(known, found), len(known) - 1)
+        shared: np.ndarray = at[known[at] == found]
+        return shared

@@ -59,7 +59,7 @@ def compare(before: Report, after: Report, seed: int = 0) -> Comparison:
     common = [name for name in after.tasks if name in before.tasks]
     if not common:
         raise DataError("the reports have no task in common", f"{', '.join(before.tasks)} against {', '.join(after.tasks)}")
-    unlike = [key for key in after.conditions if after.conditions[key] != before.conditions.get(key) and key != "limit"]
+    unlike = [key for key in after.conditions if after.conditions[key] != before.conditions.get(key) and key not in ("limit", "corpus")]
     remarks = [f"{key} differs: {before.conditions.get(key)} before, {after.conditions[key]} after" for key in unlike]
     compared = []
     for name in common:

@@ -89,7 +89,9 @@ class Files:
         if self.folder.is_file() and not is_archive(self.folder.name):
             return [(self.folder, self.folder.name)] if _ends(self.folder.name, end) else []
         for place in (self.folder / self.task, self.folder / f"{self.task}.zip", self.folder):
-            if place.is_dir():
+            if (place / end).is_file():
+                found = [(place / end, end)]  # what lies where it was looked for first stands before what lies deeper, such as an earlier report
+            elif place.is_dir():
                 names = sorted(path for path in place.rglob("*") if path.is_file() and _ends(path.relative_to(place).as_posix(), end))
                 found = [(path, path.relative_to(place).as_posix()) for path in names]
             elif place.is_file() and is_archive(place.name):

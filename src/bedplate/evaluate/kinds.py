@@ -36,11 +36,15 @@ class Example:
     cells: Mapping[str, Any] = field(default_factory=dict)
     """What a worker looks at, or what the kind needs besides."""
 
+    shown: str = ""
+    """What of the prompt stands before it in every example, such as solved examples."""
+
     @property
-    def text(self) -> str:
-        """Its words, for a search in a training corpus."""
+    def own_text(self) -> str:
+        """Its words with the right answer, for a search in a training corpus."""
         right = self.choices[self.answer] if self.choices and isinstance(self.answer, int) else self.answer
-        return f"{self.prompt} {right}" if isinstance(right, str) else self.prompt
+        own = " ".join(filter(None, [self.prompt.removeprefix(self.shown), right if isinstance(right, str) else ""]))
+        return own or " ".join(value for value in self.cells.values() if isinstance(value, str))
 
 
 class Measure(NamedTuple):

@@ -21,6 +21,7 @@ from bedplate.core.artifact import Manifest
 from bedplate.core.errors import ConfigError, DataError, StateError, did_you_mean
 from bedplate.core.run import Run
 from bedplate.evaluate import report
+from bedplate.evaluate.contamination import look_for
 from bedplate.evaluate.files import Files
 from bedplate.evaluate.kinds import Example, Values
 from bedplate.evaluate.report import Judged
@@ -57,6 +58,7 @@ def evaluate(settings: EvaluateSettings, run: Run) -> Manifest | None:
         "seed": settings.seed,
         "device": device.partition(":")[0],
     }
+    searched = None if settings.corpus is None else look_for({task.name: opened[task.name][0] for task in tasks}, settings.corpus, run)
     done: list[Judged] = []
     with StopSignal() as signal:
         for task in tasks:
@@ -70,9 +72,16 @@ def evaluate(settings: EvaluateSettings, run: Run) -> Manifest | None:
                 return None
             more = {"asked": asked, "seconds": round(time.monotonic() - began, 2)}
             done.append(Judged(task.name, task.kind.measures, files.digests, values, more))
+            if searched is not None:
+                done[-1] = done[-1]._replace(more={**more, "contamination": searched.of(done[-1], settings.seed)})
             found = report.scores(done[-1], settings.seed)
             told = {f"{part}_{name}": getattr(s, part if part != "score" else "value") for name, s in found.items() for part in ("score", "low", "high")}
             run.events.emit("evaluated", task=task.name, examples=len(values), **told)
+    if searched is not None:
+        conditions["corpus"] = searched.corpus
+        if subject.trained_on not in (None, searched.corpus):
+            hint = f"give the corpus whose manifest has the digest {str(subject.trained_on)[:12]}…"
+            run.events.emit("warning", message="the model was trained on another corpus than the one that was searched", hint=hint)
     named = {"name": (settings.adapter or settings.model).name, "digests": subject.digests}
     manifest = report.write(settings.to / report.FOLDER, named, conditions, done, settings.seed)
     run.events.emit("run_finished", seconds=round(run.seconds, 1), report=str(settings.to / report.FOLDER))

@@ -28,6 +28,8 @@ class EvaluateSettings:
     """The folder with the files of the tasks: DATA/TASK, DATA/TASK.zip, or DATA itself. Nothing is fetched."""
     to: Path = Path("evaluations/new")
     """The run folder; the report is TO/report."""
+    corpus: Path | None = None
+    """A training corpus in which the examples are looked for: what shares a run of thirteen words counts as seen. None: nothing is looked for."""
     limit: int = 0
     """Most examples of each task, drawn evenly by the seed; 0: all."""
     shots: int | Auto = "auto"

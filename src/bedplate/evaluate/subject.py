@@ -33,6 +33,8 @@ class Subject:
     """What an adapter made of it."""
     digests: dict[str, str]
     """model, and adapter where there is one -> digest of its manifest."""
+    trained_on: str | None
+    """Digest of the corpus that the model says it learned from."""
     scorer: Scorer
     template: Literal["raw", "chat"]
     """How a prompt is asked: as it is, or as a turn of a conversation."""
@@ -64,7 +66,8 @@ class Subject:
             worker = Worker.load(model, adapter, device)
             base, task, digests = worker.base, worker.task, {"adapter": read_manifest(adapter, "adapter").digest}
         taught: Literal["raw", "chat"] = task.settings.data.template if isinstance(task, Generate) else "raw"
-        return cls(base, task, {"model": base.digest, **digests}, Scorer(base, dtype, positions), taught if template == "auto" else template)
+        corpus = read_manifest(model, "model").parents.get("corpus")
+        return cls(base, task, {"model": base.digest, **digests}, corpus, Scorer(base, dtype, positions), taught if template == "auto" else template)
 
     def answers(self, prompts: Sequence[str], max_tokens: int, stops: Sequence[str] = ()) -> list[str]:
         """What the model says after each prompt, greedily, without the stop that ended it.

@@ -24,7 +24,7 @@ def _gsm8k(files: Files, shots: int) -> list[Example]:
         raise DataError(f"gsm8k has {len(solved)} solved examples to show, not {shots}", f"ask with --set shots={len(solved)}")
     head = "".join(f"Question: {cell(row, 'question', n)}\nAnswer: {cell(row, 'answer', n)}\n\n" for n, row in enumerate(solved))
     return [
-        Example(f"gsm8k/{n}", f"{head}Question: {cell(row, 'question', n)}\nAnswer:", answer=cell(row, "answer", n))
+        Example(f"gsm8k/{n}", f"{head}Question: {cell(row, 'question', n)}\nAnswer:", answer=cell(row, "answer", n), shown=head)
         for n, row in enumerate(files.rows("test.jsonl"))
     ]
 
