@@ -208,6 +208,42 @@ def test_text_becomes_the_tokens_that_llama_cpp_makes(tmp_path, pre):
     assert back.encode("a<|im_end|>").ids[-1] == 1
 
 
+def sentencepiece(prefixed=True):
+    """A tokenizer.json of Llama 2's kind with pieces of a few words, the longer the better."""
+    words = {"▁" + word for word in ["the", "quiet", "river", "carries", "boats", "small", "late", "birds", "def", "return"]} | {"ing", "er", "▁a", "ca", "▁▁", "▁▁▁▁", "ö"}
+    parts = {piece[start:end] for piece in words for start in range(len(piece)) for end in range(start + 2, len(piece) + 1) if start == 0 or end - start == 2}
+    letters = sorted(set("".join(words)) | set("abcdefghijklmnopqrstuvwxyz0123456789.,(){}"))
+    learned = sorted(parts | words, key=lambda piece: (len(piece), piece))
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *learned, *letters]
+    tokens = list(dict.fromkeys(tokens))
+    scores = [0.0] * 259 + [-float(number) for number in range(len(tokens) - 259)]
+    types = [2, 3, 3, *[6] * 256, *[1] * (len(tokens) - 259)]
+    said = {"model": "llama", "tokens": tokens, "scores": scores, "token_type": types, "bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0, "add_space_prefix": prefixed}
+    return {f"tokenizer.ggml.{key}": value for key, value in said.items()}
+
+
+@pytest.mark.parametrize("prefixed", [True, False])
+def test_sentencepieces_become_the_tokens_that_llama_cpp_makes(tmp_path, monkeypatch, prefixed):
+    from tokenizers import Tokenizer
+
+    said = sentencepiece(prefixed)
+    model = random_model(**LLAMA, vocab_size=len(said["tokenizer.ggml.tokens"]), num_hidden_layers=1)
+    files = vocabulary.read_tokenizer(said)
+    ours = Tokenizer.from_str(files["tokenizer.json"])
+    texts = [text for text in TEXTS if text] + ["the quiet river carries small boats and the birds return", "    def late(): return river", "cacarer"]
+    written = vocabulary.write_tokenizer(files["tokenizer.json"], None, model.config.vocab_size)
+    for name, told in (("theirs", said), ("ours", written)):  # as the file had it, and as we write it
+        monkeypatch.setattr(write, "write_tokenizer", lambda *_: dict(told))
+        write.write(model, files["tokenizer.json"], tmp_path / name, "f16")
+        tokens = llama_cpp.ask(tmp_path / name, llama_cpp.Questions(texts=texts)).tokens
+        assert [ours.encode(text, add_special_tokens=False).ids for text in texts] == tokens, name
+    assert [ours.decode(each) for each in tokens] == texts
+    assert written["tokenizer.ggml.add_bos_token"] and ours.encode("the").ids[0] == 1
+    assert written["tokenizer.ggml.token_type"] == said["tokenizer.ggml.token_type"]
+    with pytest.raises(IntegrityError, match="damaged"):
+        vocabulary.read_tokenizer(said | {"tokenizer.ggml.scores": [1.0]})
+
+
 def test_cuts_differ():
     """A test of the test above: its texts tell the cuts apart."""
     from tokenizers import Tokenizer

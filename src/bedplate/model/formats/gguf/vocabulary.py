@@ -1,4 +1,5 @@
-"""The tokenizer in a GGUF file as a tokenizer.json, and back. Byte-level BPE, cut the way that `tokenizer.ggml.pre` names.
+"""The tokenizer in a GGUF file as a tokenizer.json, and back. Byte-level BPE, cut the way that `tokenizer.ggml.pre` names; SentencePiece's
+is in pieces.py.
 
 Source of the patterns: llama.cpp's src/llama-vocab.cpp, and the tokenizer.json of the models that each name stands for.
 """
@@ -10,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bedplate.core.errors import BedplateError, ConfigError, DataError, IntegrityError, did_you_mean
+from bedplate.model.formats.gguf import pieces
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 1, 2, 3, 4, 5
 """`tokenizer.ggml.token_type`."""
@@ -69,40 +71,31 @@ def read_tokenizer(said: Mapping[str, Any]) -> dict[str, str]:
     from tokenizers import Tokenizer
 
     kind, pre = said.get("tokenizer.ggml.model"), said.get("tokenizer.ggml.pre", "default")
-    if not isinstance(kind, str) or kind != "gpt2":
-        raise DataError(f"the file's tokenizer is of the kind {kind!r}", "byte-level BPE (gpt2) is read; take the release as a Hugging Face folder")
+    if not isinstance(kind, str) or kind not in ("gpt2", "llama"):
+        raise DataError(f"the file's tokenizer is of the kind {kind!r}", "byte-level BPE (gpt2) and SentencePiece (llama) are read")
     cut = SAME.get(str(pre), str(pre))
-    if cut not in CUTS:
+    if kind == "gpt2" and cut not in CUTS:
         raise DataError(f"the file's tokenizer cuts text the way of {pre!r}", did_you_mean(str(pre), [*CUTS, *SAME]))
     try:
-        tokens, merges = _texts(said, "tokens"), _texts(said, "merges")
-        types = [int(kind) for kind in said.get("tokenizer.ggml.token_type", [NORMAL] * len(tokens))]
+        tokens = _texts(said, "tokens")
+        types = [int(each) for each in said.get("tokenizer.ggml.token_type", [NORMAL] * len(tokens))]
         if len(types) != len(tokens) or len(set(tokens)) != len(tokens):
             raise ValueError(f"{len(tokens)} tokens, {len(set(tokens))} of them different, {len(types)} types")
         added = [
-            {"id": number, "content": token, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": kind != USER_DEFINED}
-            for number, (token, kind) in enumerate(zip(tokens, types))
-            if kind in (UNKNOWN, CONTROL, USER_DEFINED)
+            {"id": number, "content": token, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": of != USER_DEFINED}
+            for number, (token, of) in enumerate(zip(tokens, types))
+            if of in (UNKNOWN, CONTROL, USER_DEFINED)
         ]
         named = {role: tokens[int(said[f"tokenizer.ggml.{key}_token_id"])] for role, key in _ROLES.items() if f"tokenizer.ggml.{key}_token_id" in said}
-        first = said.get("tokenizer.ggml.add_bos_token", pre in WHOLE_FIRST and cut == "llama-bpe") and "bos_token" in named
-        tree = {
-            "version": "1.0",
-            "added_tokens": added,
-            "normalizer": NORMALISED.get(str(pre)),
-            "pre_tokenizer": CUTS[cut],
-            "post_processor": _begin(named["bos_token"], tokens) if first else _bytes(True),
-            "decoder": _bytes(True),
-            "model": {
-                "type": "BPE",
-                "fuse_unk": False,
-                "byte_fallback": False,
-                "ignore_merges": pre in WHOLE_FIRST,
-                "vocab": {token: number for number, token in enumerate(tokens)},
-                "merges": [_pair(merge) for merge in merges],
-            },
-        }
-        text = json.dumps(tree, ensure_ascii=False)
+        begins = kind == "llama" or (pre in WHOLE_FIRST and cut == "llama-bpe")
+        first = said.get("tokenizer.ggml.add_bos_token", begins) and "bos_token" in named
+        if kind == "llama":
+            unknown = named.get("unk_token", next((token for token, of in zip(tokens, types) if of == UNKNOWN), tokens[0]))
+            parts = pieces.tree(tokens, said["tokenizer.ggml.scores"], unknown, bool(said.get("tokenizer.ggml.add_space_prefix", True)))
+        else:
+            parts = _byte_level(tokens, _texts(said, "merges"), str(pre))
+        after = _begin(named["bos_token"], tokens) if first else None if kind == "llama" else _bytes(True)
+        text = json.dumps({"version": "1.0", "added_tokens": added, "post_processor": after, **parts}, ensure_ascii=False)
         Tokenizer.from_str(text)
     except BedplateError:
         raise
@@ -135,15 +128,36 @@ def write_tokenizer(tokenizer_json: str, template: str | None, vocab_size: int) 
         raise DataError(f"the tokenizer is damaged or no byte-level BPE: {error!r}", "give the tokenizer.json that the model came with") from error
     if (highest := max(ids)) >= vocab_size:
         raise ConfigError(f"the tokenizer has a token {highest}, the model only {vocab_size} rows", "take the tokenizer that the model came with")
-    said = {
-        "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": _name_of_cut(tree),
-        "tokenizer.ggml.tokens": [ids.get(number, f"[PAD{number}]") for number in range(vocab_size)],
-        "tokenizer.ggml.token_type": [types.get(number, NORMAL if number in ids else UNUSED) for number in range(vocab_size)],
-        "tokenizer.ggml.merges": merges,
-        "tokenizer.ggml.add_bos_token": (tree.get("post_processor") or {}).get("type") == "TemplateProcessing",
-    }
+    tokens = [ids.get(number, f"[PAD{number}]") for number in range(vocab_size)]
+    kinds = [types.get(number, NORMAL if number in ids else UNUSED) for number in range(vocab_size)]
+    if pieces.is_such(tree):
+        said = pieces.metadata(tree, tokens, kinds)
+    else:
+        said = {
+            "tokenizer.ggml.model": "gpt2",
+            "tokenizer.ggml.pre": _name_of_cut(tree),
+            "tokenizer.ggml.tokens": tokens,
+            "tokenizer.ggml.token_type": kinds,
+            "tokenizer.ggml.merges": merges,
+        }
+    said["tokenizer.ggml.add_bos_token"] = (tree.get("post_processor") or {}).get("type") == "TemplateProcessing"
     return said | ({"tokenizer.chat_template": template} if template else {})
+
+
+def _byte_level(tokens: list[str], merges: list[str], pre: str) -> dict[str, Any]:
+    return {
+        "normalizer": NORMALISED.get(pre),
+        "pre_tokenizer": CUTS[SAME.get(pre, pre)],
+        "decoder": _bytes(True),
+        "model": {
+            "type": "BPE",
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": pre in WHOLE_FIRST,
+            "vocab": {token: number for number, token in enumerate(tokens)},
+            "merges": [_pair(merge) for merge in merges],
+        },
+    }
 
 
 def _name_of_cut(tree: Mapping[str, Any]) -> str:
