@@ -325,6 +325,14 @@ def test_truncated_files_give_our_errors_only(good, tmp_path, data):
 VALUES = st.none() | st.booleans() | st.integers(0, 2**31) | st.floats(width=32) | st.text(max_size=6) | st.lists(st.integers(0, 9), min_size=1, max_size=3)
 
 
+@pytest.mark.parametrize("key", ["attention.layer_norm_rms_epsilon", "rope.freq_base"])
+def test_numbers_that_are_none_are_refused(good, tmp_path, monkeypatch, key):
+    head = read_header(good, tensors.block_size)
+    monkeypatch.setattr(read, "read_header", lambda *_: dataclasses.replace(head, metadata={**head.metadata, f"qwen3.{key}": float("inf")}))
+    with pytest.raises(IntegrityError, match=key):
+        read.convert(good, tmp_path / "model")
+
+
 @fuzz
 @given(data=st.data())
 def test_any_metadata_gives_our_errors_only(good, tmp_path, data):

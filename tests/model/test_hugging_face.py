@@ -159,6 +159,13 @@ def test_weights_stay_in_the_mapped_file(tmp_path):
     assert (tmp_path / "model.safetensors").read_bytes() == kept
 
 
+@pytest.mark.parametrize("key", ["rms_norm_eps", "rope_theta"])
+def test_a_shape_is_made_of_finite_numbers(folder, key):
+    change(folder / "config.json", **{key: float("inf")})
+    with pytest.raises(IntegrityError, match=f"{key} = inf"):
+        FoundationModel.read(folder)
+
+
 ANYTHING = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=8), lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=5,

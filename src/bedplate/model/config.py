@@ -5,6 +5,7 @@ What we train is a Qwen3; the fields behind `special_ids` are what other dense f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -16,6 +17,13 @@ from bedplate.model.families import FAMILIES
 
 Family = Literal["qwen3", "qwen2", "llama", "mistral", "smollm3"]
 """The `model_type` of a Hugging Face config that the trunk computes."""
+
+
+def _finite(shape: object, *names: str) -> None:
+    """Refuse numbers that no arithmetic survives."""
+    for name in names:
+        if not math.isfinite(getattr(shape, name)):
+            raise ConfigError(f"{name} = {getattr(shape, name)} is no number", "set it to a finite one")
 
 
 @dataclass(frozen=True)
@@ -39,6 +47,9 @@ class RopeScaling:
     """yarn: what cos and sin are multiplied with."""
     truncate: bool = True
     """yarn: whether the two borders are rounded to whole coordinates."""
+
+    def __post_init__(self) -> None:
+        _finite(self, "factor", "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow", "attention_factor")
 
 
 @dataclass(frozen=True)
@@ -88,6 +99,7 @@ class ModelConfig:
                 f"num_key_value_heads = {self.num_key_value_heads} does not divide num_attention_heads = {self.num_attention_heads}",
                 f"one of {', '.join(map(str, divisors))} does",
             )
+        _finite(self, "rope_theta", "rms_norm_eps")
         if self.head_dim % 2:
             raise ConfigError(f"head_dim = {self.head_dim} is odd", f"rotary positions need an even width, such as {self.head_dim + 1}")
         for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "head_dim", "flow_blocks"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,7 +47,7 @@ def config_json(header: Header) -> dict[str, Any]:
         value = said.get(f"{family}.{key}", default)
         if isinstance(value, np.ndarray) and len(value) and (value == value[0]).all():  # one a layer, all the same
             value = value[0].item()
-        if not isinstance(value, int | float if kind is float else int) or isinstance(value, bool):
+        if not isinstance(value, int | float if kind is float else int) or isinstance(value, bool) or not math.isfinite(value):
             raise IntegrityError(f"the file has no usable {family}.{key}", _DAMAGED)
         return value
 
