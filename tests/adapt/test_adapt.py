@@ -29,9 +29,12 @@ def settings(base_folder, file, tmp_path, task="classify", **changes):
     return replace(made, **changes)
 
 
-@pytest.mark.parametrize("method", ["probe", "full"])
+METHODS = [MethodSettings("probe"), MethodSettings("full"), MethodSettings(), MethodSettings("dora", rank=4), MethodSettings(base_bits=8), MethodSettings(base_bits=4)]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=["probe", "full", "lora", "dora", "lora-8", "lora-4"])
 def test_labels_are_learned_and_the_worker_says_them(base_folder, jsonl, tmp_path, method):
-    asked = settings(base_folder, jsonl(labelled(120)), tmp_path, method=MethodSettings(method))
+    asked = settings(base_folder, jsonl(labelled(120)), tmp_path, method=method)
     manifest = done(asked)
     assert manifest.kind == "adapter" and manifest.about["scores"]["accuracy"] > 0.85 and manifest.about["held_out"] == 18
     worker = Worker.load(base_folder, asked.to)
@@ -47,7 +50,7 @@ def test_labels_are_learned_and_the_worker_says_them(base_folder, jsonl, tmp_pat
 def test_answers_are_learned_and_generated(base_folder, jsonl, tmp_path):
     rows = [{"prompt": word, "completion": WORDS[-1 - number]} for number, word in enumerate(WORDS[:4])] * 12
     train = TrainSettings(threads=1, epochs=30, lr=3e-3, patience=0)
-    asked = settings(base_folder, jsonl(rows), tmp_path, "generate", train=train)
+    asked = settings(base_folder, jsonl(rows), tmp_path, "generate", train=train, method=MethodSettings("full"))
     manifest = done(asked)
     assert manifest.about["scores"]["loss"] < 0.1 < manifest.about["scores_before"]["loss"]
     worker = Worker.load(base_folder, asked.to)
@@ -84,11 +87,12 @@ def test_an_example_without_loss_is_an_error_with_its_row(base, base_folder, jso
         prepare(settings(base_folder, file, tmp_path, "generate", data=ExampleSettings(file, held_out=0)), base)
 
 
-def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(base_folder, jsonl, tmp_path):
+@pytest.mark.parametrize("method", [MethodSettings("full"), MethodSettings(dropout=0.2), MethodSettings("dora", base_bits=4)], ids=["full", "lora", "dora-4"])
+def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(base_folder, jsonl, tmp_path, method):
     file = jsonl(labelled(64))
     weights = []
     for name, stop in (("whole", False), ("stopped", True)):
-        asked = replace(settings(base_folder, file, tmp_path), to=tmp_path / name, checkpoint=CheckpointSettings(every_s=0))
+        asked = replace(settings(base_folder, file, tmp_path, method=method), to=tmp_path / name, checkpoint=CheckpointSettings(every_s=0))
         if stop:
             with run_of(asked) as run:
                 run.events._listeners += (lambda event: signal.raise_signal(signal.SIGTERM) if event["event"] == "step" and event["step"] == 5 else None,)

@@ -33,7 +33,7 @@ from bedplate.testing.models import tiny_model
 
 def settings(base_folder, file, tmp_path, task, **train):
     made = TrainSettings(**{"threads": 1, "epochs": 3, "lr": 2e-3, **train})
-    return AdaptSettings(base_folder, tmp_path / "adapter", task, ExampleSettings(file), train=made)
+    return AdaptSettings(base_folder, tmp_path / "adapter", task, ExampleSettings(file), MethodSettings("full"), train=made)
 
 
 def run_of(asked):

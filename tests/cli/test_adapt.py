@@ -31,7 +31,7 @@ def test_flags_and_recipe_make_the_same_adapter(base, examples, tmp_path, capsys
     main(["adapt", "--recipe", str(recipe), "--to", str(tmp_path / "two"), "--json"])
     two = json.loads(capsys.readouterr().out)
     assert one["finished"] and one["scores"] == two["scores"] and one["scores"]["accuracy"] == 1
-    assert (tmp_path / "one" / "weights.safetensors").read_bytes() == (tmp_path / "two" / "weights.safetensors").read_bytes()
+    assert (tmp_path / "one" / "adapter_model.safetensors").read_bytes() == (tmp_path / "two" / "adapter_model.safetensors").read_bytes()
     (tmp_path / "new.jsonl").write_text('{"text": "birds birds"}\n{"text": "river river"}\n')
     main(["predict", str(base), str(tmp_path / "one"), str(tmp_path / "new.jsonl"), "--out", str(tmp_path / "said.jsonl")])
     assert [json.loads(line)["label"] for line in (tmp_path / "said.jsonl").read_text().splitlines()] == ["loud", "calm"]

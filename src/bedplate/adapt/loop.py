@@ -27,7 +27,7 @@ from bedplate.adapt.tasks import TASKS, Task
 from bedplate.adapt.tasks.distill import Answerer, Distill
 from bedplate.adapt.train import Training
 from bedplate.core.artifact import MANIFEST, Manifest, read_manifest, seal
-from bedplate.core.config import to_mapping
+from bedplate.core.config import from_mapping, to_mapping
 from bedplate.core.errors import ConfigError, DataError, StateError, did_you_mean
 from bedplate.core.files import read_json, sha256_file, write_json
 from bedplate.core.run import Run
@@ -168,7 +168,7 @@ def assemble(settings: AdaptSettings, prepared: Prepared, run: Run, dtype: torch
     if lr == "auto":
         peak = task.lr_share * methods.peak_lr(settings.method, task.model.config.hidden_size)
         lr = chosen("train.lr", round(peak, 9), "by the task, the method and the base's width")
-    weights: dict[str, nn.Parameter] = methods.prepare(task.model, settings.method)
+    weights: dict[str, nn.Parameter] = methods.prepare(task.model, settings.method, asked.seed)
     task.start(prepared.items, prepared.held_out)
     if not weights and task.head is None:
         raise ConfigError(f"a probe has nothing to learn in the task {task.name!r}", 'give method.name = "full"')
@@ -202,7 +202,7 @@ def write(settings: AdaptSettings, base: Base, task: Task, facts: Mapping[str, A
     """The adapter folder, manifest last."""
     folder = settings.to
     folder.mkdir(parents=True, exist_ok=True)
-    methods.save(base.model, task.head, settings.method, folder)
+    methods.save(base.model, task.head, settings.method, folder, settings.base.name)
     learned = {
         "task": task.name,
         "method": to_mapping(settings.method),
@@ -227,7 +227,7 @@ def restore(base: Base, folder: Path) -> Task:
         raise DataError(f"{folder} was made for another base", f"give the base whose manifest has the digest {str(made_for)[:12]}…")
     settings = AdaptSettings()
     data = replace(settings.data, most_positions=learned["most_positions"], template=learned["template"])
-    method = MethodSettings(**learned["method"])
+    method = from_mapping(MethodSettings, learned["method"])
     task = TASKS[learned["task"]](base, replace(settings, data=data, method=method)).restore(learned)
     methods.load(base.model, task.head, method, folder)
     return task

@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from bedplate.core.errors import ConfigError
+from bedplate.core.errors import ConfigError, did_you_mean
+from bedplate.model.families import TARGETS
 from bedplate.pretrain.checkpoint import CheckpointSettings
 
 Auto = Literal["auto"]
 TaskName = Literal["generate", "classify", "regress", "embed", "rank", "prefer", "extract", "distill", "continue", "grow"]
-MethodName = Literal["probe", "full"]
+MethodName = Literal["lora", "dora", "probe", "full"]
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,35 @@ class ExampleSettings:
 class MethodSettings:
     """What of the network is trained."""
 
-    name: MethodName = "full"
-    """probe: only a linear head on the frozen base; full: every weight."""
+    name: MethodName = "lora"
+    """lora: a low-rank change of every layer's matrices; dora: the same with a learned length of each row; probe: only a linear head on the frozen
+    base; full: every weight."""
+    rank: int = 16
+    """lora, dora: rank of the change; its size on disk grows with it."""
+    alpha: float = 32.0
+    """lora, dora: the change counts alpha / rank times, so that the learning rate need not follow the rank."""
+    rslora: bool = False
+    """lora, dora: alpha / sqrt(rank) times, for ranks of 64 and more."""
+    targets: tuple[str, ...] = TARGETS
+    """lora, dora: names of the projections that are changed."""
+    dropout: float = 0.0
+    """lora, dora: share of the inputs that the low-rank part does not see in a step."""
+    base_bits: Literal[8, 4] | None = None
+    """Bits in which the frozen base's matrices are kept: 8 takes a quarter of the memory, 4 (NF4) an eighth. None: exactly."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ConfigError(f"method.rank = {self.rank} changes nothing", "16 is usual")
+        if not self.alpha > 0:
+            raise ConfigError(f"method.alpha = {self.alpha:g} changes nothing", f"{2 * self.rank} is usual with rank {self.rank}")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"method.dropout = {self.dropout} is not a share below 1", "0.05 is usual")
+        if not self.targets:
+            raise ConfigError("method.targets names nothing", f"known: {', '.join(TARGETS)}")
+        if unknown := [name for name in self.targets if name not in TARGETS]:
+            raise ConfigError(f"method.targets: no projection is called {unknown[0]!r}", did_you_mean(unknown[0], TARGETS))
+        if self.base_bits is not None and self.name == "full":
+            raise ConfigError("a base in few bits cannot be trained in full", 'set method.name to "lora", or leave method.base_bits out')
 
 
 @dataclass(frozen=True)

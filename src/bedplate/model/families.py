@@ -61,3 +61,6 @@ FAMILIES: dict[str, Traits] = {
     ),
 }  # fmt: skip
 """`model_type` -> what it has. SmolLM and SmolLM2 are llamas."""
+
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""The projections of every family's layer, by the names that all engines share."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from bedplate.model import causal
 from bedplate.model.config import ModelConfig
+from bedplate.model.projection import Projection, together
 from bedplate.model.rotary import Rotation, rotate, rotation
 
 
@@ -55,12 +56,6 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, (x.shape[-1],), self.weight.to(x.dtype), self.eps)
 
 
-def _together(x: Tensor, *projections: nn.Linear) -> Tensor:
-    """Several projections of `x` side by side in one product: the concatenated weights are small, the calls saved are not."""
-    biases = tuple(p.bias for p in projections if p.bias is not None)
-    return F.linear(x, torch.cat(tuple(p.weight for p in projections)), torch.cat(biases) if biases else None)
-
-
 class Attention(nn.Module):
     """Grouped-query attention, by default with normalised queries and keys."""
 
@@ -68,16 +63,16 @@ class Attention(nn.Module):
         super().__init__()
         self.heads, self.key_heads, self.width = config.num_attention_heads, config.num_key_value_heads, config.head_dim
         d = config.hidden_size
-        self.q_proj = nn.Linear(d, self.heads * self.width, bias=config.attention_bias)
-        self.k_proj = nn.Linear(d, self.key_heads * self.width, bias=config.attention_bias)
-        self.v_proj = nn.Linear(d, self.key_heads * self.width, bias=config.attention_bias)
-        self.o_proj = nn.Linear(self.heads * self.width, d, bias=config.output_bias)
+        self.q_proj = Projection(d, self.heads * self.width, bias=config.attention_bias)
+        self.k_proj = Projection(d, self.key_heads * self.width, bias=config.attention_bias)
+        self.v_proj = Projection(d, self.key_heads * self.width, bias=config.attention_bias)
+        self.o_proj = Projection(self.heads * self.width, d, bias=config.output_bias)
         self.q_norm = RMSNorm(self.width, config.rms_norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(self.width, config.rms_norm_eps) if config.qk_norm else nn.Identity()
 
     def forward(self, x: Tensor, angles: Rotation | None, mask: Tensor | None, cache: Cache | None, layer: int) -> Tensor:
         b, t, _ = x.shape
-        projected = _together(x, self.q_proj, self.k_proj, self.v_proj).view(b, t, -1, self.width)
+        projected = together(x, self.q_proj, self.k_proj, self.v_proj).view(b, t, -1, self.width)
         queries, keys, values = torch.split(projected, [self.heads, self.key_heads, self.key_heads], 2)
         queries = self.q_norm(queries).transpose(1, 2)  # [b h t e]
         keys = self.k_norm(keys).transpose(1, 2)  # [b k t e]
@@ -103,12 +98,12 @@ class FeedForward(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         d, inner = config.hidden_size, config.intermediate_size
-        self.gate_proj = nn.Linear(d, inner, bias=config.mlp_bias)
-        self.up_proj = nn.Linear(d, inner, bias=config.mlp_bias)
-        self.down_proj = nn.Linear(inner, d, bias=config.mlp_bias)
+        self.gate_proj = Projection(d, inner, bias=config.mlp_bias)
+        self.up_proj = Projection(d, inner, bias=config.mlp_bias)
+        self.down_proj = Projection(inner, d, bias=config.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = _together(x, self.gate_proj, self.up_proj).chunk(2, -1)
+        gate, up = together(x, self.gate_proj, self.up_proj).chunk(2, -1)
         result: Tensor = self.down_proj(F.silu(gate) * up)
         return result
 
