@@ -10,6 +10,7 @@ from bedplate.adapt.base import Base
 from bedplate.adapt.loop import assemble, place, prepare
 from bedplate.adapt.settings import AdaptSettings
 from bedplate.core.config import from_mapping, to_mapping
+from bedplate.core.errors import ConfigError
 from bedplate.core.events import read_events
 from bedplate.testing.bases import tiny_base
 
@@ -72,6 +73,29 @@ def test_every_setting_of_learning_changes_the_adapter(base_folder, file, usual,
     other["data.held_out_file"] = other["data.file"]
     changed = outcome(asked_for(base_folder, file, tmp_path, ("task", task), (key, value if value is not None else other[key]())))
     assert changed != (usual["classify"] if key == "task" else usual[task])
+
+
+@pytest.fixture(scope="module")
+def low_rank(base_folder, file, tmp_path_factory):
+    return outcome(asked_for(base_folder, file, tmp_path_factory.mktemp("lora"), ("method.name", "lora")))[0]
+
+
+@pytest.mark.parametrize(("key", "value"), [
+    ("method.name", "dora"), ("method.rank", 8), ("method.alpha", 8.0), ("method.rslora", True), ("method.targets", ["q_proj", "v_proj"]),
+    ("method.dropout", 0.3), ("method.base_bits", 8), ("method.base_bits", 4),
+])  # fmt: skip
+def test_every_setting_of_a_low_rank_change_changes_the_tensors(base_folder, file, low_rank, tmp_path, key, value):
+    asked = asked_for(base_folder, file, tmp_path, ("method.name", "lora"), (key, value))
+    assert outcome(asked)[0] != low_rank
+
+
+@pytest.mark.parametrize(("key", "value", "said"), [
+    ("rank", 0, "rank"), ("alpha", 0.0, "alpha"), ("dropout", 1.0, "dropout"), ("targets", [], "names nothing"), ("targets", ["q_prj"], "q_prj"),
+    ("base_bits", 4, "few bits"), ("base_bits", 5, "base_bits"),
+])  # fmt: skip
+def test_methods_that_cannot_be_are_refused(base_folder, file, tmp_path, key, value, said):
+    with pytest.raises(ConfigError, match=said):
+        asked_for(base_folder, file, tmp_path, (f"method.{key}", value))
 
 
 def told(asked, kind):

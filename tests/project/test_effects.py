@@ -80,6 +80,9 @@ SHOWN = {
             "extract.sees prefer.beta distill.teacher distill.by distill.temperature distill.most_tokens"
         ),
         "adapt/test_further.py::test_the_shares_of_learning_rates": "further.lr_share",
+        "adapt/test_settings.py::test_every_setting_of_a_low_rank_change_changes_the_tensors": (
+            "method.rank method.alpha method.rslora method.targets method.dropout method.base_bits"
+        ),
         "adapt/test_settings.py::test_settings_of_looking_change_what_is_told": "train.evaluate_every train.patience",
         "adapt/test_settings.py::test_settings_of_saving_change_what_is_kept": (
             "to checkpoint.every_s checkpoint.every_steps checkpoint.keep_last checkpoint.keep_every_steps"

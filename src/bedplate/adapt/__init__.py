@@ -1,1 +1,1 @@
-"""One base into many workers: probes on frozen features today; LoRA, preference and distillation come with a later issue."""
+"""One base into many workers: tasks, and methods that train a head, a low-rank change or everything."""

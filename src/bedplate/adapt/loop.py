@@ -171,7 +171,7 @@ def assemble(settings: AdaptSettings, prepared: Prepared, run: Run, dtype: torch
     weights: dict[str, nn.Parameter] = methods.prepare(task.model, settings.method, asked.seed)
     task.start(prepared.items, prepared.held_out)
     if not weights and task.head is None:
-        raise ConfigError(f"a probe has nothing to learn in the task {task.name!r}", 'give method.name = "full"')
+        raise ConfigError(f"a probe has nothing to learn in the task {task.name!r}", 'give method.name = "lora"')
     steps = asked.epochs if weights else 0.0  # a probe is solved at the start, and done
     course = Course(tuple(item.length for item in prepared.items), per_step, max(steps, 1e-9), asked.warmup_share, asked.seed)
     every = max(1, course.steps_per_epoch // 2) if asked.evaluate_every == "auto" else asked.evaluate_every

@@ -32,7 +32,7 @@ def adapt(
         data: examples: JSONL, CSV, Parquet, or a folder or archive of files in one folder a label; for continue and grow any files, or a corpus.
         to: the adapter folder to write; a model folder for continue and grow. What happened is kept beside it, in TO.run.
         recipe: a settings file; see docs/settings.md.
-        method: what of the network is trained: probe or full.
+        method: what of the network is trained: lora, dora, probe or full.
         preview: show so many examples as the model really sees them, what carries loss marked, and train nothing.
     """
     from bedplate.adapt.base import Base
