@@ -147,6 +147,15 @@ def test_a_worker_is_measured_by_its_labels(base_folder, tmp_path, lines, capsys
     assert caught.value.code == 2 and "--adapter" in capsys.readouterr().err
 
 
+def test_a_worker_that_embeds_is_measured_by_its_own_vectors(base_folder, tmp_path, lines):
+    words = ("lamps", "birds", "rain", "stone")
+    pairs = [{"text": f"the {word} {n}", "positive": f"{word} and {word}"} for word in words for n in range(4)]
+    lines(tmp_path / "pairs.jsonl", pairs)
+    main(["adapt", str(base_folder), "--task", "embed", "--data", str(tmp_path / "pairs.jsonl"), "--to", str(tmp_path / "worker"), "--set", "train.epochs=1"])
+    bare, worker = Subject.load(base_folder).vectors(list(words)), Subject.load(base_folder, tmp_path / "worker").vectors(list(words))
+    assert bare.shape == worker.shape and np.allclose(np.linalg.norm(worker, axis=1), 1, atol=1e-5) and not np.allclose(bare, worker)
+
+
 def test_tasks_that_write_end_to_end(base_folder, tmp_path, lines, capsys):
     solved = [{"question": f"the {n} boats", "answer": f"so {n}\n#### {n}"} for n in range(6)]
     lines(tmp_path / "gsm8k" / "train.jsonl", solved)

@@ -67,6 +67,7 @@ class Job(NamedTuple):
     """Indices of a portion -> values of each."""
 
 
+@dataclass(frozen=True)
 class Kind(ABC):
     """What is done with examples."""
 
@@ -85,6 +86,7 @@ class Kind(ABC):
         """
 
 
+@dataclass(frozen=True)
 class Likelihood(Kind):
     """Kinds that score rows of tokens."""
 

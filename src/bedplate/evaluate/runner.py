@@ -9,7 +9,7 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, is_dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ def evaluate(settings: EvaluateSettings, run: Run) -> Manifest | None:
         for task in tasks:
             examples, files = opened[task.name]
             began = time.monotonic()
-            asked = {"kind": type(task.kind).__name__.lower(), "shots": _shots(task, settings), **(asdict(task.kind) if is_dataclass(task.kind) else {})}
+            asked = {"kind": type(task.kind).__name__.lower(), "shots": _shots(task, settings), **asdict(task.kind)}
             key = {"subject": subject.digests, "conditions": conditions, "data": files.digests, "asked": asked}
             values = _judge(task, examples, subject, run, settings.to / JUDGED / f"{task.name}.jsonl", key, signal)
             if values is None:

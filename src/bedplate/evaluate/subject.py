@@ -14,6 +14,7 @@ from jaxtyping import Float
 from bedplate.adapt.base import Base
 from bedplate.adapt.settings import AdaptSettings
 from bedplate.adapt.tasks import Task
+from bedplate.adapt.tasks.classify import Classify
 from bedplate.adapt.tasks.generate import Generate
 from bedplate.core.artifact import read_manifest
 from bedplate.core.errors import ConfigError
@@ -92,14 +93,16 @@ class Subject:
         Raises:
             ConfigError: the subject is no worker that labels.
         """
-        if self.task is None or self.task.name != "classify":
+        if not isinstance(self.task, Classify):
             raise ConfigError("nothing here labels", "give --adapter a worker of the task classify")
+        if self.task.several:
+            raise ConfigError("the worker gives several labels to one thing", "tasks of kind label compare one; `bedplate adapt` scores several")
         return Worker(self.base, self.task).predict(cells)
 
     def vectors(self, texts: Sequence[str]) -> Float[np.ndarray, "n d"]:
         """A vector of length one for each text: the worker's where its task is to embed, else the base's own."""
         if self.task is not None and self.task.name == "embed":
-            made = np.array(Worker(self.base, self.task).predict([{"text": text} for text in texts]), np.float32)
+            made = np.array([said.vector for said in Worker(self.base, self.task).predict(texts)], np.float32)
         else:
             reader = self.task or Generate(self.base, AdaptSettings())
             looks = [reader.fit(self.base.look([Segment("text", text)])) for text in texts]
