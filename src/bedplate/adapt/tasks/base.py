@@ -23,6 +23,10 @@ from bedplate.model.foundation import FoundationModel, attention_mask
 
 JUDGED_AT_ONCE = 4096
 """Positions in memory at once where nothing is learned."""
+WORTH_PRODUCTS = 512
+"""Positions from which on a portion's products run at their full rate."""
+LEAST_FILLED = 0.8
+"""Length of the shortest item of a portion as a share of its longest, from then on (measured: docs/journal.md)."""
 NOTHING = np.zeros(0, np.float32)
 """The target of an item whose sequences say all there is to learn."""
 
@@ -181,16 +185,21 @@ def linear_head(weight: np.ndarray, bias: np.ndarray, device: torch.device) -> n
 
 
 def portions(items: Sequence[Item], most_positions: int = JUDGED_AT_ONCE) -> Iterator[list[int]]:
-    """Indices of items in portions of like length that hold at most so many positions, padding counted. Longest first."""
+    """Indices of items in portions of like length that hold at most so many positions, padding counted. Longest first.
+
+    A portion that is worth its products ends where items become much shorter than its longest: less padding is worth more than fewer portions.
+    """
     part: list[int] = []
-    longest = 0
+    longest = rows = held = 0
     for index in sorted(range(len(items)), key=lambda i: -items[i].length):
-        rows = sum(len(items[i].sequences) for i in part) + len(items[index].sequences)
-        if part and rows * longest > most_positions:
+        one = items[index]
+        shorter = held >= WORTH_PRODUCTS and one.length < LEAST_FILLED * longest
+        if part and (shorter or (rows + len(one.sequences)) * longest > most_positions):
             yield part
             part = []
         if not part:
-            longest = items[index].length
+            longest, rows, held = one.length, 0, 0
         part.append(index)
+        rows, held = rows + len(one.sequences), held + one.positions
     if part:
         yield part
