@@ -6,6 +6,7 @@ Needs the model (`bedplate get smollm2-135m`); fetches it where it is missing.
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import tempfile
@@ -33,13 +34,14 @@ from pathlib import Path
 import torch
 from bedplate.adapt.base import Base
 from bedplate.model.foundation import FoundationModel
-started = time.perf_counter()
+started, started_cpu = time.perf_counter(), time.process_time()
 base = Base.load(Path(sys.argv[1]))
-opened = time.perf_counter()
+opened, opened_cpu = time.perf_counter(), time.process_time()
 with torch.inference_mode():
     base.model.forward_tokens(torch.tensor([base.words("The capital of France is").ids.tolist()]))
-print(opened - started, time.perf_counter() - started)
+print(opened - started, opened_cpu - started_cpu, time.perf_counter() - started, time.process_time() - started_cpu)
 """
+OPENED = ("opening", "opening_cpu", "opening_to_first_logits", "opening_to_first_logits_cpu")
 
 
 def downloaded() -> Path:
@@ -104,18 +106,17 @@ def same_behind(model: FoundationModel, prompts: list[list[int]], continued: lis
     return 100 * float(torch.cat(same).mean())
 
 
-def opening(folder: Path, times: int) -> tuple[list[float], list[float]]:
-    """Seconds in fresh processes: until model, tokenizer and template are there, digests checked; and until the first logits."""
-    found = []
-    for _ in range(times):
-        done = subprocess.run([sys.executable, "-c", OPENING, str(folder)], capture_output=True, text=True, check=True)
-        found.append([float(word) for word in done.stdout.split()])
-    return [a for a, _ in found], [b for _, b in found]
+def opening(folder: Path, times: int, suffix: str) -> dict[str, tuple[list[float], str]]:
+    """Seconds in fresh processes until model, tokenizer and template are there, digests checked, and until the first logits; by the clock, and of
+    the processors alone, which says more where others work too."""
+    runs = [subprocess.run([sys.executable, "-c", OPENING, str(folder)], capture_output=True, text=True, check=True).stdout.split() for _ in range(times)]
+    return {f"{name}{suffix}": ([float(words[place]) for words in runs], "s") for place, name in enumerate(OPENED)}
 
 
 def main() -> None:
     """Measure and record."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", default=["opening", "agreement"])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--times", type=int, default=5)
     arguments = parser.parse_args()
@@ -126,18 +127,12 @@ def main() -> None:
     prompts = [template.encode([Message("user", question)], encoder, ask=True).ids.tolist() for question in QUESTIONS]
     texts = [path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))] + ["Łódź café 早上好 🌊 ½ 12345 don't\r\n\t x  y"]
     half = get(str(downloaded()), SCRATCH / "smollm2-bfloat16", torch.bfloat16)
-    full_s, full_first_s = opening(folder, arguments.times)
-    half_s, half_first_s = opening(half.folder, arguments.times)
-    metrics = {
-        "opening": (full_s, "s"),
-        "opening_to_first_logits": (full_first_s, "s"),
-        "opening_bfloat16": (half_s, "s"),
-        "opening_bfloat16_to_first_logits": (half_first_s, "s"),
-        **with_transformers(folder, base, prompts, texts),
-        **with_llama_cpp(folder, base, prompts, texts),
-    }
-    conditions = {"model": "smollm2-135m from its Q4_1 file", "prompts": len(prompts), "new_tokens": NEW_TOKENS, "threads": arguments.threads}
-    append("agreement", conditions, metrics)
+    conditions = {"model": "smollm2-135m from its Q4_1 file", "threads": arguments.threads, "load": f"{os.getloadavg()[0]:.1f}"}
+    if "opening" in arguments.parts:
+        append("opening", conditions, opening(folder, arguments.times, "") | opening(half.folder, arguments.times, "_bfloat16"))
+    if "agreement" in arguments.parts:
+        metrics = with_transformers(folder, base, prompts, texts) | with_llama_cpp(folder, base, prompts, texts)
+        append("agreement", conditions | {"prompts": len(prompts), "new_tokens": NEW_TOKENS}, metrics)
 
 
 if __name__ == "__main__":
