@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from bedplate.adapt.encode import Tokens, compose, said
 from bedplate.core.artifact import read_manifest
@@ -36,7 +37,7 @@ class Base:
             DataError: it is no model, or has no tokenizer that fits.
             IntegrityError: a digest does not hold.
         """
-        model = FoundationModel.load(folder).to(device)
+        model = FoundationModel.load(folder, dtype=torch.float32).to(device)
         template = ChatTemplate.of(folder)
         encoder = Encoder((folder / "tokenizer.json").read_text(encoding="utf-8"))
         if encoder.size > model.config.vocab_size:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
+from typing import Literal
 
 from bedplate.cli.app import Here, ModelFolder, Overrides
 from bedplate.core.config import load
@@ -103,3 +104,41 @@ def predict(base: ModelFolder, adapter: Path, data: Path, *, out: Path | None = 
     else:
         console.print("\n".join(json.dumps(answer, ensure_ascii=False) for answer in answers))
     console.data({"out": str(out) if out else None, "answers": None if out else answers})
+
+
+def merge(
+    base: Path,
+    adapters: list[Path],
+    *,
+    to: Path,
+    weights: str = "",
+    how: Literal["linear", "ties"] = "linear",
+    density: float = 0.2,
+    bits: Literal[8, 4] | None = None,
+    console: Here,
+) -> None:
+    """Fold adapters into their base: one, or a mixture of several, as an ordinary model.
+
+    Args:
+        base: the base, a model folder; it stays as it is.
+        adapters: adapter folders that generate, ours or in PEFT's format.
+        to: the model folder to write.
+        weights: how much each adapter counts, such as 1,0.5. By default 1 each.
+        how: linear adds the weighted changes up; ties keeps the largest of each and lets them agree on a sign.
+        density: ties: share of each change that is kept.
+        bits: round what is merged to what so many bits can say, and tell what that lost.
+    """
+    from bedplate.adapt.merge import merge as run_merge
+    from bedplate.core.errors import ConfigError
+
+    try:
+        counts = [float(weight) for weight in weights.split(",") if weight.strip()]
+    except ValueError as error:
+        raise ConfigError(f"--weights {weights!r} are no numbers", "write one for each adapter, such as --weights 1,0.5") from error
+    made = run_merge(base, adapters, to, weights=counts, how=how, density=density, bits=bits)
+    for name in made.unsealed:
+        console.say(f"{name} has no manifest: nobody vouches for it")
+    if bits:
+        console.say(f"{bits} bits: off by {made.error.of_weights:.2%} of the weights, {made.error.of_change:.0%} of what the adapters changed")
+    console.say(f"model in {to}")
+    console.data({"model": str(to), "digest": made.manifest.digest, **made.manifest.about})

@@ -81,6 +81,7 @@ COMMANDS: dict[str, Command] = {
     "export": Command("bedplate.cli.get:export", "A model as a GGUF file that llama.cpp agreed with, or as a Hugging Face folder"),
     "adapt": Command("bedplate.cli.adapt:adapt", "Adapt a base to a job; continues where it stopped"),
     "predict": Command("bedplate.cli.adapt:predict", "What an adapted base says of the examples in a file"),
+    "merge": Command("bedplate.cli.adapt:merge", "Fold adapters into their base, as an ordinary model"),
     "evaluate run": Command("bedplate.cli.evaluate:run", "Measure a model on tasks, every score with its interval; continues where it stopped"),
     "evaluate compare": Command("bedplate.cli.evaluate:compare", "Compare two measurements example by example, in words"),
     "evaluate tasks": Command("bedplate.cli.evaluate:tasks", "The tasks that are known by name, and the files each needs"),

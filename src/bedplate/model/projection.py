@@ -82,6 +82,12 @@ class Projection(nn.Linear):
         self.quantised = Quantised(self.matrix(), bits)
         self.weight = None  # type: ignore[assignment]
 
+    def write_out(self) -> None:
+        """Keep the matrix exactly again, with the numbers that few bits left of it."""
+        if self.quantised is not None:
+            self.weight = nn.Parameter(self.quantised.dense(), requires_grad=False)
+            self.quantised = None
+
     def replace(self, weight: Float[Tensor, "o i"]) -> None:
         """Put another matrix in the base's place, stored as the base's is."""
         with torch.no_grad():
