@@ -8,14 +8,13 @@ lost is told. An adapter in PEFT's format need not be ours; then nobody vouches 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
 
 from bedplate.adapt.methods import HEAD, WEIGHTS
 from bedplate.core.artifact import MANIFEST, Manifest, read_manifest, verify
@@ -99,12 +98,7 @@ def _change(folder: Path, model: FoundationModel) -> Change:
     """What an adapter makes of each weight."""
     if (folder / WEIGHTS).exists():
         try:
-            return {name: _becomes(tensor) for name, tensor in load_file(folder / WEIGHTS).items()}
+            return {name: tensor.to for name, tensor in load_file(folder / WEIGHTS).items()}  # `to` gives a tensor in the type of another
         except (SafetensorError, OSError, ValueError) as error:
             raise IntegrityError(f"{folder / WEIGHTS} cannot be read: {error}", "restore the adapter folder from a copy") from error
     return {f"{name}.weight": adapter.changed for name, adapter in peft.read(folder, model).items()}
-
-
-def _becomes(weight: Tensor) -> Callable[[Tensor], Tensor]:
-    """The change to a whole new weight."""
-    return lambda before: weight.to(before)
