@@ -8,45 +8,16 @@ peer through Trainer.train. A step's time is from leave to end.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 from benchmarks.inputs import SCRATCH, text_sources
+from benchmarks.turns import Turns, Worker
 
 CONTEXT = 512
 ROWS_PER_STEP = 16
 STEPS_A_TURN = 4
-
-
-class Turns:
-    """The worker's side: `wait` before a step, `told` after it."""
-
-    def __init__(self) -> None:
-        self.left = 0
-        self.seconds: list[float] = []
-        self.started = 0.0
-
-    def wait(self) -> None:
-        """Block until there is leave for a step."""
-        if self.left == 0:
-            if self.seconds:
-                print(json.dumps(self.seconds), flush=True)
-                self.seconds = []
-            line = sys.stdin.readline()
-            if not line.strip():
-                sys.exit(0)
-            self.left = int(line)
-        self.left -= 1
-        self.started = time.perf_counter()
-
-    def told(self) -> None:
-        """A step has ended."""
-        self.seconds.append(time.perf_counter() - self.started)
 
 
 def run_ours(folder: Path, threads: int) -> None:
@@ -90,29 +61,6 @@ def run_peer(folder: Path, threads: int) -> None:
     peer.train()
 
 
-class Worker:
-    """The measuring side of one worker process."""
-
-    def __init__(self, name: str, folder: Path, threads: int) -> None:
-        command = [sys.executable, "-m", "benchmarks.pretrain_speed", "--worker", name, "--folder", str(folder), "--threads", str(threads)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def steps(self, count: int) -> list[float]:
-        """Let it take `count` steps; their seconds."""
-        assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.write(f"{count}\n")
-        self.process.stdin.flush()
-        for line in self.process.stdout:
-            if line.startswith("["):
-                return [float(s) for s in json.loads(line)]
-        raise RuntimeError("a worker died; see its error above")
-
-    def close(self) -> None:
-        """End it."""
-        self.process.kill()
-        self.process.wait()
-
-
 def main() -> None:
     """Measure and record."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -136,7 +84,7 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(arguments.threads)
-    workers = {name: Worker(name, arguments.folder, arguments.threads) for name in ("ours", "peer")}
+    workers = {name: Worker("benchmarks.pretrain_speed", name, arguments.folder, arguments.threads) for name in ("ours", "peer")}
     rates: dict[str, list[float]] = {"ours": [], "peer": []}
     ratios, peaks = [], []
     positions = ROWS_PER_STEP * CONTEXT
@@ -146,7 +94,7 @@ def main() -> None:
         for turn in range(arguments.turns):
             this = {}
             for name in ("ours", "peer") if turn % 2 == 0 else ("peer", "ours"):
-                this[name] = positions / statistics.median(workers[name].steps(STEPS_A_TURN))
+                this[name] = positions / statistics.median(workers[name].steps(STEPS_A_TURN).seconds)
                 rates[name].append(this[name])
             peaks.append(gemm_peak(2.0))
             ratios.append(this["ours"] / this["peer"])

@@ -163,11 +163,6 @@ def _of_pattern(pattern: Mapping[str, Any] | None, name: str, usual: Any) -> Any
     return usual
 
 
-def is_peft(folder: Path) -> bool:
-    """Whether a folder is an adapter in PEFT's format."""
-    return (folder / CONFIG).is_file()
-
-
 def put_on(model: nn.Module, adapters: Mapping[str, Adapter]) -> None:
     """Put adapters on the projections that they were made for."""
     known = dict(projections(model))
