@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from bedplate.advise.tour import gather as gathering
-from bedplate.advise.tour import stages
+from bedplate.advise.tour import open_weights, stages
 from bedplate.advise.tour.stages import TourSettings, recognised, tour
-from bedplate.core.errors import StateError
+from bedplate.core.errors import RemoteError, StateError
 from bedplate.core.events import read_events
+from bedplate.testing.bases import tiny_base
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +78,30 @@ def test_a_foreign_folder_is_never_removed(tmp_path, monkeypatch):
     assert (tmp_path / "precious.txt").exists()
 
 
+def test_functions_are_shown_without_the_line_that_says_what_they_do(tmp_path):
+    (tmp_path / "m.py").write_text(
+        'class A:\n    def longer(self, x):\n        """Give what is longer than x is."""\n' + "        x = x + 1\n" * 8 + "        return x\n\n"
+        'def short():\n    """Do nothing at all here."""\n    return 1\n\ndef silent(x):\n' + "    x = x + 1\n" * 9
+    )
+    (tmp_path / "broken.py").write_text("def (")
+    found = list(open_weights.functions(tmp_path))
+    assert [row["completion"] for row in found] == ["Give what is longer than x is."] and found[0]["module"] == "m"
+    shown = found[0]["prompt"].removeprefix(open_weights.ASK)
+    assert shown.startswith("def longer(self, x):\n    x = x + 1\n") and shown.endswith("return x") and "longer than" not in shown
+
+
+def test_without_a_package_index_the_tour_goes_on(tmp_path, monkeypatch):
+    def nothing(*_, **__):
+        raise RemoteError("no index answers", "later")
+
+    monkeypatch.setattr("bedplate.model.formats.get.get", nothing)
+    monkeypatch.setattr(stages, "STAGES", {"fetch": open_weights.fetch, "adapt": open_weights.adapt_it})
+    tour(tmp_path / "t", TourSettings())
+    state = json.loads((tmp_path / "t" / "state.json").read_text())
+    assert state["fetch"]["reason"] == "no index answers" and state["adapt"]["scores"] is None
+    assert [e["hint"] for e in read_events(tmp_path / "t" / "log" / "events.jsonl", ("warning",))]
+
+
 @pytest.mark.slow
 def test_a_whole_small_tour(tmp_path, monkeypatch):
     """Every stage with real parts; too short to learn much, so that only the checks of quality are left out."""
@@ -84,6 +109,9 @@ def test_a_whole_small_tour(tmp_path, monkeypatch):
     original = stages.Tour.check
     lenient = ("fell only", "no better than", "single colour", "is empty")
     monkeypatch.setattr(stages.Tour, "check", lambda self, holds, what, hint: original(self, holds or any(w in what for w in lenient), what, hint))
-    settings = TourSettings(minutes=0.6, share=0.12, megabytes=0.15, reserve_s=20, labels=(10,))
+    monkeypatch.setenv("BEDPLATE_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(open_weights, "BASE", str(tiny_base(tmp_path / "open")))
+    monkeypatch.setattr(open_weights, "JUDGED", 6)
+    settings = TourSettings(minutes=0.6, share=0.12, megabytes=0.15, reserve_s=20, labels=(10,), functions=16)
     page = tour(tmp_path / "t", settings).read_text()
     assert page.count("data:image/png") > 30 and page.count("<audio") == 6 and "<svg" in page and "http" not in page.replace("http-equiv", "").replace("http://www.w3.org", "")

@@ -103,6 +103,8 @@ class Projection(nn.Linear):
 def together(x: Float[Tensor, "... i"], *projections: Projection) -> Float[Tensor, "... o"]:
     """Several projections of `x` side by side in one product."""
     if all(p.plain for p in projections):
+        if len(projections) > 1 and 4 * x.numel() < x.shape[-1] ** 2 and not _adjacent(projections):  # few rows: their results are smaller than the matrices
+            return torch.cat([F.linear(x, p.weight, p.bias) for p in projections], -1)
         return F.linear(x, _side_by_side(projections), _biases(projections))
     adapters = [p.adapter for p in projections]
     dropout = max(a.dropout if a is not None and a.training else 0.0 for a in adapters)

@@ -65,10 +65,21 @@ def write_report(folder: Path, found: dict[str, Any], path: Path) -> None:
         labels=Markup(_labels(found["labels"]["accuracy"])),
         accuracy=_table(found["labels"]["accuracy"]),
         tested=found["labels"]["test"],
+        open=_open_weights(found),
+        reason=found["fetch"].get("reason"),
         stages=[(name, format_seconds(s)) for name, s in seconds.items()],
         folder=folder.as_posix(),
     )
     write_text(path, page)
+
+
+def _open_weights(found: dict[str, Any]) -> dict[str, Any] | None:
+    """What became of the open weights; None where they could not be fetched."""
+    adapted = found["adapt"]
+    if adapted["scores"] is None:
+        return None
+    before, after = (f"{100 * adapted['scores'][name][0]:.0f}" for name in ("before", "after"))
+    return {**adapted, "licence": found["fetch"]["licence"], "seconds": format_seconds(adapted["seconds"]), "before": before, "after": after}
 
 
 def _most_memory(log: RunLog) -> float:

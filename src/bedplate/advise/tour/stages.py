@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from bedplate.advise.tour import open_weights
 from bedplate.advise.tour.gather import NAMED, NAMES, gather, load_digits
 from bedplate.core.config import Resolved, load
 from bedplate.core.errors import BedplateError, StateError
@@ -38,10 +39,12 @@ class TourSettings:
     """Of pictures, words and clips."""
     size: str = "nano"
     """Of the model."""
-    reserve_s: float = 130.0
+    reserve_s: float = 300.0
     """Kept for what comes after learning."""
     labels: tuple[int, ...] = (10, 50, 200)
     """Numbers of labels in the last experiment."""
+    functions: int = 240
+    """That the open weights learn to describe."""
     least_fall: float = 0.05
     """Every sense's held-out loss must fall by this share, else the tour fails."""
 
@@ -348,6 +351,8 @@ STAGES: dict[str, Callable[[Tour], Found]] = {
     "learn": _learn,
     "make": _make,
     "labels": _labels,
+    "fetch": open_weights.fetch,
+    "adapt": open_weights.adapt_it,
     "report": _report,
 }
 """In order; a stage's name is its key in state.json."""
