@@ -15,6 +15,8 @@ HEADLINES: tuple[tuple[str, str, str], ...] = (
     ("pretrain_speed", "speed_ratio_vs_transformers", "pre-training step, 5M text model on CPU, against a `transformers` Trainer (aim ≥ 1.3×)"),
     ("pretrain_speed", "gemm_peak_share", "share of this machine's measured GEMM peak in that step (aim ≥ 60%)"),
     ("time_to_quality", "time_ratio_vs_transformers", "wall time to the tuned Trainer's final validation loss, as a share of the Trainer's (aim ≤ 0.5×)"),
+    ("lora_speed", "speed_ratio_vs_peft_same_steps", "LoRA on CPU, SmolLM2's shape, against `peft` and a Trainer given our very steps (aim ≥ 1.5×)"),
+    ("lora_speed", "speed_ratio_vs_peft", "the same against the Trainer's own order, at random and padded (reported)"),
     ("corpus_build", "raw_text_rate", "corpus building, raw text, end to end (aim ≥ 5 MB/s)"),
     ("corpus_build", "peak_memory_ratio_tenfold", "peak memory when the input grows tenfold (aim: flat)"),
     ("label_efficiency_mnist10k", "gain_at_100", "digits, 100 labels: pre-trained against the same network from scratch (aim ≥ 10 points)"),
