@@ -127,7 +127,7 @@ def check_senses(settings: AdaptSettings, corpus: Corpus) -> None:
 
 
 def pretrain_settings(settings: AdaptSettings, corpus: Path) -> PretrainSettings:
-    """The same adaptation as a pre-training run."""
+    """The same adaptation as a pre-training run. Every weight is trained, whatever the method."""
     train, usual = settings.train, OptimSettings()
     share = settings.further.lr_share if train.lr == "auto" else train.lr / usual.lr_matrix
     optim = replace(
