@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from bedplate.adapt.features import features, look_at, pad
+from bedplate.adapt.encode import collate
+from bedplate.adapt.features import features, look_at
 from bedplate.adapt.label_efficiency import balanced_draw, label_efficiency
 from bedplate.adapt.probe import PENALTIES, fit_probe
 from bedplate.data.corpus import StoredSegment
@@ -83,5 +84,5 @@ def test_features_do_not_depend_on_their_neighbours():
 
 def test_a_picture_that_is_looked_at_is_one_block():
     model = tiny_model(senses=tiny_specs())
-    batch = pad([look_at(model, drawings(1, 0)[0][0])], 1)
+    batch = collate([look_at(model, drawings(1, 0)[0][0])], 1)
     assert (batch.block[batch.sense == 1] == 1).all() and not batch.unit_loss["image"].any()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from bedplate.adapt.features import pad
+from bedplate.adapt.encode import collate
 from bedplate.core.errors import ConfigError, DataError
 from bedplate.data.corpus_format import StoredSegment
 from bedplate.data.packing import PackingSettings, assemble
@@ -183,7 +183,7 @@ def test_known_patches_are_seen_as_in_training(made, corpus):
     first = int((positions.sense == 1).argmax())
     positions.block[first : first + k] = 1
     with torch.no_grad():
-        whole = model.hidden(to_torch(pad([positions], 1)))[0]
+        whole = model.hidden(to_torch(collate([positions], 1)))[0]
         units, grid = (torch.from_numpy(x) for x in (positions.units["image"], positions.grid["image"].astype(np.int64)))
         stream = Stream(model, 1, positions.tokens[:first].tolist(), "image", (units[:k], grid[:k]))
         torch.testing.assert_close(stream.last[0], whole[first + k - 1], rtol=1e-4, atol=1e-5)

@@ -7,16 +7,18 @@ A picture that is only looked at is one block: its patches see each other both w
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from jaxtyping import Float
 
+from bedplate.adapt.encode import collate
 from bedplate.data.corpus_format import StoredSegment
 from bedplate.data.packing import PackingSettings, assemble, cut_positions
-from bedplate.modality.sequence import PADDING, Batch
+from bedplate.modality.sequence import Batch
 from bedplate.modality.sequence import Sequence as Positions
-from bedplate.modality.specs import CONTINUOUS, SENSES
+from bedplate.modality.specs import SENSES
 from bedplate.model.batch import to_torch
 from bedplate.model.foundation import FoundationModel
 
@@ -31,30 +33,8 @@ def look_at(model: FoundationModel, segments: Sequence[StoredSegment]) -> Positi
             here = positions.sense == SENSES.index(sense)
             frames = positions.grid[sense][:, 0] if sense == "video" else np.zeros(here.sum(), np.int64)
             positions.block[here] = 1 + frames
-    return positions
-
-
-def pad(sequences: Sequence[Positions], pad_id: int) -> Batch:
-    """One sequence a row, the rest padding."""
-    longest = max(map(len, sequences))
-    shape = (len(sequences), longest)
-    tokens, sense = np.full(shape, pad_id, np.int32), np.full(shape, PADDING, np.int8)
-    document, block = np.full(shape, PADDING, np.int32), np.zeros(shape, np.int32)
-    for row, one in enumerate(sequences):
-        t = len(one)
-        tokens[row, :t], sense[row, :t], document[row, :t], block[row, :t] = one.tokens, one.sense, 0, one.block
-    names = [s for s in CONTINUOUS if any(s in one.units for one in sequences)]
-    return Batch(
-        tokens=tokens,
-        sense=sense,
-        document=document,
-        block=block,
-        token_loss=np.zeros(shape, bool),
-        units={s: np.concatenate([one.units[s] for one in sequences if s in one.units]) for s in names},
-        grid={s: np.concatenate([one.grid[s] for one in sequences if s in one.grid]) for s in names},
-        unit_loss={s: np.zeros(sum(len(one.units[s]) for one in sequences if s in one.units), bool) for s in names},
-        isolated=True,
-    )
+    nothing = {sense: np.zeros_like(wanted) for sense, wanted in positions.unit_loss.items()}
+    return replace(positions, token_loss=np.zeros_like(positions.token_loss), unit_loss=nothing)
 
 
 def pooled(model: FoundationModel, batch: Batch, layers: int) -> Float[torch.Tensor, "b d"]:
@@ -62,7 +42,7 @@ def pooled(model: FoundationModel, batch: Batch, layers: int) -> Float[torch.Ten
 
     Args:
         model: any.
-        batch: from `pad`, numpy.
+        batch: from `collate`, numpy.
         layers: how many of the last layers' streams are averaged.
     """
     moved = to_torch(batch, model.head.device)
@@ -90,7 +70,7 @@ def features(
     limit = model.config.max_position_embeddings
     for start in range(0, len(documents), rows):
         sequences = [_cropped(look_at(model, one), limit) for one in documents[start : start + rows]]
-        parts.append(pooled(model, pad(sequences, model.config.special_ids["<|pad|>"]), chosen).float().cpu().numpy())
+        parts.append(pooled(model, collate(sequences, model.config.special_ids["<|pad|>"]), chosen).float().cpu().numpy())
     return np.concatenate(parts)
 
 

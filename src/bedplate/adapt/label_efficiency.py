@@ -16,7 +16,8 @@ import torch
 from jaxtyping import Int
 from torch import nn
 
-from bedplate.adapt.features import features, look_at, pad, pooled
+from bedplate.adapt.encode import collate
+from bedplate.adapt.features import features, look_at, pooled
 from bedplate.adapt.probe import fit_probe
 from bedplate.data.corpus_format import StoredSegment
 from bedplate.model.foundation import FoundationModel
@@ -140,7 +141,7 @@ def _train(
         for group in optimiser.param_groups:
             group["lr"] = rate * min(1.0, (step + 1) / (0.1 * steps)) * (1 - step / steps)
         chosen = rng.choice(len(prepared), min(BATCH, len(prepared)), replace=False)
-        scores = head(pooled(model, pad([prepared[int(i)] for i in chosen], pad_id), layers))
+        scores = head(pooled(model, collate([prepared[int(i)] for i in chosen], pad_id), layers))
         loss = nn.functional.cross_entropy(scores, wanted[chosen])
         optimiser.zero_grad()
         torch.autograd.backward(loss)
@@ -149,7 +150,7 @@ def _train(
     model.eval()
     with torch.inference_mode():
         parts = [
-            head(pooled(model, pad([look_at(model, one) for one in test[start : start + 64]], pad_id), layers)).argmax(1).cpu().numpy()
+            head(pooled(model, collate([look_at(model, one) for one in test[start : start + 64]], pad_id), layers)).argmax(1).cpu().numpy()
             for start in range(0, len(test), 64)
         ]
     return np.concatenate(parts)
