@@ -37,6 +37,8 @@ SIDE = 16
 """Pixels of a digit's side, twice the original's."""
 
 WORDS = (*NAMES, "yes", "no", "stop", "go", "open", "close", "alarm", "server", "network", "model")
+ROWS_A_TABLE = 100
+"""Samples in a file of telemetry: enough for a past and a future, and so few that there are ten files, of which one is held out."""
 VOICES = ("en-us", "en-gb", "en-gb-scotland", "en-us+f3", "en-gb+f2", "en-us+m3", "en-gb+m7", "en-us+f4")
 SPEEDS = (130, 150, 170, 190)
 
@@ -120,12 +122,12 @@ class Counters:
         self._stop.set()
         self._thread.join()
         self.folder.mkdir(parents=True, exist_ok=True)
-        tables = range(0, len(self.rows), 128)
+        tables = range(0, len(self.rows), ROWS_A_TABLE)
         for number, first in enumerate(tables):
             with (self.folder / f"counters-{number:02d}.csv").open("w", newline="") as handle:
                 writer = csv.writer(handle)
                 writer.writerow(self.HEADER)
-                writer.writerows(self.rows[first : first + 128])
+                writer.writerows(self.rows[first : first + ROWS_A_TABLE])
         return len(tables)
 
     def _sample(self) -> None:
