@@ -1,11 +1,12 @@
 """Encoding: marks where loss is, nothing lost that carries it, no padding that matters."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
 from bedplate.adapt.encode import collate, compose, said, shorten
 from bedplate.adapt.features import look_at
-from bedplate.adapt.features import pad as pad_looked_at
 from bedplate.data.corpus_format import StoredSegment
 from bedplate.data.document import Segment
 from bedplate.model.batch import to_torch
@@ -29,7 +30,7 @@ def test_padding_changes_nothing(base):
     texts = [base.look([Segment("text", "stone " * n)]) for n in (3, 30, 11)]
     batch = to_torch(collate(texts, base.pad_id))
     assert not batch.isolated and attention_mask(batch) is None
-    masked = to_torch(pad_looked_at(texts, base.pad_id))
+    masked = replace(batch, isolated=True)
     real = batch.sense == 0
     torch.testing.assert_close(base.model.hidden(batch)[real], base.model.hidden(masked)[real], rtol=1e-4, atol=1e-4)
     mixed = collate([*texts, base.look([Segment("image", picture())])], base.pad_id)
