@@ -107,7 +107,7 @@ def predict(base: ModelFolder, adapter: Path, data: Path, *, out: Path | None = 
 
 
 def merge(
-    base: Path,
+    base: ModelFolder,
     adapters: list[Path],
     *,
     to: Path,
