@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 
-CASES: tuple[str, ...] = ("corpus_build", "pretrain_speed", "lora_speed", "time_to_quality", "label_efficiency", "generation", "agreement", "gpu_small")
+CASES: tuple[str, ...] = ("corpus_build", "pretrain_speed", "lora_speed", "time_to_quality", "label_efficiency", "generation", "agreement", "open_weights_scores", "gpu_small")
 
 
 def main() -> int:
