@@ -9,7 +9,9 @@ import subprocess
 import sys
 import time
 
-CASES: tuple[str, ...] = ("corpus_build", "pretrain_speed", "lora_speed", "time_to_quality", "label_efficiency", "generation", "agreement", "open_weights_scores", "gpu_small")
+CASES: tuple[str, ...] = (
+    "corpus_build", "pretrain_speed", "lora_speed", "time_to_quality", "label_efficiency", "generation", "agreement", "open_weights_scores", "gpu_small",
+)  # fmt: skip
 
 
 def main() -> int:
