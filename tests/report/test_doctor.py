@@ -106,6 +106,12 @@ def test_duplicated_data_by_the_gap_to_held_out_data():
     assert any("loss_text" in line for line in diagnosis.evidence)
 
 
+def test_a_gap_of_next_to_nothing_is_none():
+    these = change(events(600), loss_audio=lambda n, v: v if n < 30 else 0.001)
+    close = [e | {"loss_audio": 0.004 if e["step"] > 300 else 0.003} if e["event"] == "evaluated" else e for e in these]
+    assert "duplicated data" not in names(close)
+
+
 def test_duplicated_data_by_falls_where_epochs_begin():
     these = change(events(600), epoch=lambda n, v: n / 150, loss=lambda n, v: v - 0.25 * (n // 150))
     diagnosis = found("duplicated data", these)

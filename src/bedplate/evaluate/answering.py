@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
@@ -38,9 +39,9 @@ class Answering(Kind):
 
         return Job(in_order(len(examples)), judge)
 
+    @abstractmethod
     def values(self, example: Example, said: str) -> dict[str, Any]:
         """What an answer is worth."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -212,6 +212,10 @@ CHECKS: tuple[Callable[[RunLog], Diagnosis | None], ...] = (
 """Every check, each at most one diagnosis."""
 
 
+LEAST_GAP = 0.01
+"""A gap to the held-out loss that is a smaller share of the loss at the start says nothing."""
+
+
 def _gap(log: RunLog) -> list[str]:
     """Held-out loss far above the training loss at the same step, and no longer falling."""
     step = log.column("step")
@@ -225,7 +229,8 @@ def _gap(log: RunLog) -> list[str]:
         at, value = held_out[-1]
         there = float(train[min(int(np.searchsorted(step, at)), len(train) - 1)])
         best = min(v for _, v in held_out)
-        if there > 0 and value > 1.25 * there and value > 1.02 * best:
+        learned = value - there < LEAST_GAP * float(train[np.isfinite(train)][0])  # both are next to nothing
+        if there > 0 and value > 1.25 * there and value > 1.02 * best and not learned:
             out.append(f"{name} at step {at:,.0f}: {there:.3f} in training, {value:.3f} on held-out data, which was {best:.3f} before")
     return out
 
