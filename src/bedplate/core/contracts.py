@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from bedplate.core.artifact import Manifest
+from bedplate.core.generation import Ask, Deliver, Load, Ticket, WorkerCard
 
 Item_co = TypeVar("Item_co", covariant=True)
 Item_contra = TypeVar("Item_contra", contravariant=True)
@@ -23,17 +24,31 @@ class Verdict:
 
 @runtime_checkable
 class Generator(Protocol):
-    """Continues text, whatever stands behind it: a local engine, a remote gateway, a fake."""
+    """Answers, whatever stands behind it: the native engine, llama.cpp, a remote gateway, a fake. Safe to call from any thread."""
 
-    def generate(self, prompts: Sequence[str], *, max_tokens: int, temperature: float = 0.0, seed: int = 0) -> list[str]:
-        """One continuation a prompt, in order, without the prompt.
+    def submit(self, ask: Ask, deliver: Deliver) -> Ticket:
+        """Begin an answer. Its pieces come in order to `deliver`, from the generator's own thread.
 
-        Args:
-            prompts: texts to continue.
-            max_tokens: most tokens of each continuation.
-            temperature: 0 takes the likeliest token.
-            seed: equal seeds give equal texts on the same generator.
+        Raises:
+            ConfigError: the question cannot be answered: it is too long, or names an unknown worker.
+            ResourceError: too many wait already; the hint says how long that may last.
         """
+        ...
+
+    def workers(self) -> Sequence[WorkerCard]:
+        """What can be asked for, the base first."""
+        ...
+
+    def count(self, ask: Ask) -> int:
+        """Positions that a question takes before its answer begins."""
+        ...
+
+    def load(self) -> Load:
+        """How busy it is now."""
+        ...
+
+    def close(self) -> None:
+        """Cancel what is under way and let go of memory and threads."""
         ...
 
 

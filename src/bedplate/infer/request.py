@@ -1,0 +1,82 @@
+"""A request to the engine: positions to read, and what is wanted of the state behind them. Below this line there are tokens, no text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from bedplate.core.generation import Finish, Sampling
+from bedplate.modality.sequence import Sequence as Positions
+
+
+class Constraint(Protocol):
+    """Which tokens may come next, such as those of a JSON schema. Belongs to one request."""
+
+    def allow(self, words: Int[np.ndarray, "w"]) -> bool:
+        """Fill in the tokens that may come next as bits, 32 a word, lowest first; False: all may, and nothing was written."""
+        ...
+
+    def advance(self, token: int) -> None:
+        """The token was said."""
+        ...
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing but the end may follow."""
+        ...
+
+
+class Drawn(NamedTuple):
+    """A token that was said."""
+
+    token: int
+    logprob: float
+    """NaN where it was not asked for."""
+    top: Sequence[tuple[int, float]] = ()
+    """The likeliest tokens in its place with their logarithms, where they were asked for."""
+
+
+class Listener(Protocol):
+    """Hears what a request comes to, from the engine's thread."""
+
+    def heard(self, drawn: Sequence[Drawn], finish: Finish | None) -> bool:
+        """Tokens of one step; the token that ends an answer is not among them. True: enough, the request ends (finish "stop" is not told again)."""
+        ...
+
+    def state(self, state: Float[np.ndarray, "t d"]) -> None:
+        """What a request for states asked for. It is the last that is heard."""
+        ...
+
+    def failed(self, error: Exception) -> None:
+        """The request came to nothing."""
+        ...
+
+
+@dataclass(frozen=True)
+class Request:
+    """One sequence to be read and, where tokens are wanted, continued."""
+
+    positions: Positions
+    """What stands before, any sense."""
+    sampling: Sampling = field(default_factory=Sampling)
+    """n is not looked at: each answer is a request of its own; nor is stop, which is text."""
+    adapter: str = ""
+    """Registered name; "": the base."""
+    ends: frozenset[int] = frozenset()
+    """Tokens that end an answer."""
+    constraint: Constraint | None = None
+    tenant: str = ""
+    policy: str = ""
+    deadline: float | None = None
+    """time.monotonic() after which nobody waits."""
+    layers: int | None = None
+    """None: tokens are wanted. 0: the states after the last norm. n: the mean of the last n layers' streams, each normalised."""
+
+    @property
+    def salt(self) -> tuple[str, str, str]:
+        """What is kept of it serves only requests with the same."""
+        return self.tenant, self.adapter, self.policy
