@@ -148,7 +148,7 @@ class Scheduler:
             return False
         self._waiting[one.request.tenant].popleft()
         one.pages = shared
-        one.computed = len(shared) * PAGE
+        one.computed, one.named = len(shared) * PAGE, len(shared)
         place = next((i for i, other in enumerate(self.running) if other.number > one.number), len(self.running))
         self.running.insert(place, one)
         return True
