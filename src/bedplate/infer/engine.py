@@ -72,7 +72,11 @@ class Engine:
         self._adapters = Adapters(base, self.settings.adapter_bytes)
         pages = Pages(self.shape.pages)
         self._scheduler = Scheduler(
-            pages, positions=self.shape.positions, most_running=self.settings.most_running, share_beginnings=self.settings.share_beginnings
+            pages,
+            positions=self.shape.positions - self.shape.block,
+            most_running=self.settings.most_running,
+            guesses=self.shape.cheap_rows,
+            share_beginnings=self.settings.share_beginnings,
         )
         self._table = base.model.model.embed_tokens.weight.detach().float().cpu().numpy()
         self._special = set(base.model.config.special_ids.values())
@@ -109,6 +113,8 @@ class Engine:
         if asked + wanted > most:
             hint = f"ask for at most {max(0, most - asked)} tokens"
             raise ConfigError(f"{asked} positions are asked and {wanted} tokens wanted, which is more than {most}", hint)
+        if (longest := _longest_block(request.positions.block)) > self.shape.block:
+            raise ConfigError(f"{longest} positions see each other both ways", f"at most {self.shape.block}, the model's largest picture")
         embedded = self._embed(request) if request.positions.units else None
         drafting = self.settings.drafts > 0 and request.layers is None
         running = Running(request, listener, adapter, embedded, drafting)
@@ -422,6 +428,13 @@ def _alike(portions: Sequence[Portion]) -> list[list[Portion]]:
     first = [portion for portion in portions if (portion.running.request.layers or 0) in (0, depths[0])]
     rest = [[portion for portion in portions if portion.running.request.layers == depth] for depth in depths[1:]]
     return [part for part in (first, *rest) if part]
+
+
+def _longest_block(block: Int[np.ndarray, "t"]) -> int:
+    """Positions of the longest stretch that sees itself both ways."""
+    edges = np.flatnonzero(np.diff(block, prepend=-1, append=-1))
+    inside = block[edges[:-1]] > 0
+    return int(np.diff(edges)[inside].max(initial=0))
 
 
 @contextlib.contextmanager
