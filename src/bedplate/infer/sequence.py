@@ -67,7 +67,7 @@ class Running:
     @property
     def keeps_states(self) -> bool:
         """Whether every position's state is needed, so that none may be skipped."""
-        return self.request.layers is not None or self.request.prompt_logprobs is not None
+        return self.request.layers is not None or (self.request.prompt_logprobs is not None and not self.said)
 
     @property
     def said(self) -> int:
