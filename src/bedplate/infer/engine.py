@@ -87,7 +87,7 @@ class Engine:
         self._arrived: deque[Running] = deque()
         self._wake = threading.Condition()
         self._model_lock = threading.Lock()
-        """Held while the base's own modules compute or are read: a step in torch, the embedding of a picture, a registration."""
+        """Held while the base's own modules compute or are read: a step in torch, the embedding of a picture, the packing of an adapter."""
         self._over = False
         self._thread = threading.Thread(target=self._work, name="bedplate engine", daemon=True)
         self._thread.start()
@@ -137,8 +137,7 @@ class Engine:
 
     def register(self, name: str, folder: Path) -> Registered:
         """Make an adapter known; see `Adapters.register`."""
-        with self._model_lock:
-            return self._adapters.register(name, folder)
+        return self._adapters.register(name, folder)
 
     def unregister(self, name: str) -> None:
         """Forget an adapter; requests under way end with it."""
