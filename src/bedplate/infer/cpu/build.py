@@ -21,15 +21,18 @@ from bedplate.core.errors import ResourceError
 from bedplate.core.home import home
 
 SOURCES = ("trunk.cpp", "attention.h", "matrix.h", "pool.h", "simd.h")
-FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-shared", "-pthread", "-w")
+FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-pthread", "-w")
+THIS_MACHINE = ("-march=native",)
 BUILD_S = 300.0
 """Longest time that a compiler gets; it takes about ten seconds."""
 
 
 @functools.cache
-def library() -> ctypes.CDLL:
+def library(instructions: tuple[str, ...] = THIS_MACHINE) -> ctypes.CDLL:
     """The compiled trunk.
 
+    Args:
+        instructions: the compiler's flags that say which the processor has; others than this machine's serve tests.
     Raises:
         ResourceError: there is no compiler, it failed, or it was turned off.
     """
@@ -39,18 +42,18 @@ def library() -> ctypes.CDLL:
     if compiler is None:
         raise ResourceError("there is no C++ compiler", "install g++ or clang++, or name one in CXX; until then torch computes")
     try:
-        path = _kept(compiler)
+        path = _kept(compiler, (*FLAGS, *instructions))
         if not path.exists():
-            _make(compiler, path, FLAGS)
+            _make(compiler, path, (*FLAGS, *instructions))
         return ctypes.CDLL(str(path))
     except OSError as error:
         hint = f"remove {home() / 'kernels'}, or name a folder of your own whose files may be run in BEDPLATE_HOME; until then torch computes"
         raise ResourceError(f"the compiled trunk cannot be kept or loaded: {error}", hint) from error
 
 
-def _kept(compiler: str) -> Path:
+def _kept(compiler: str, flags: Sequence[str]) -> Path:
     version = _run([compiler, "--version"]).stdout
-    digest = hashlib.sha256("\0".join((*FLAGS, version, _processor())).encode())
+    digest = hashlib.sha256("\0".join((*flags, version, _processor())).encode())
     for name in SOURCES:
         digest.update(Path(__file__).with_name(name).read_bytes())
     folder = home() / "kernels"
