@@ -30,7 +30,7 @@ DEEPEST = 32
 """Levels of a schema."""
 WHITE_SPACE = r"\n?[ \t]{0,16}"
 """Between the signs of JSON: enough to be laid out, too little to go on for ever."""
-_LIMITS = {
+_LIMITS: dict[str, Any] = {
     "initial_lexer_fuel": 500_000,
     "step_lexer_fuel": 200_000,
     "step_max_items": 20_000,

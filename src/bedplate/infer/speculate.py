@@ -4,9 +4,10 @@
     draft = lookup.draft(8)             # guesses, or none
     count = accepted(draft, drawn)      # how many came true
 
-A guess is kept only where the token that is drawn at its place, from the logits behind it and with the noise of its position, is the same. So answers are those
-without guesses: token for token, greedy or drawn. (For a guess of a single token this is the rejection rule of Leviathan et al. (2023), section 2.3: it is accepted
-with the probability that the model gives it, and what is drawn in its stead has the model's own distribution without it.)
+A guess is kept only where the token that is drawn at its place, from the logits behind it and with the noise of its position, is the same.
+So answers are those without guesses: token for token, greedy or drawn. (For a guess without probabilities this is the rejection rule of
+Leviathan et al. (2023), section 2.3: it is accepted with the probability that the model gives it, and what is drawn in its stead has the
+model's own distribution without it.)
 
 Source: Saxena, Prompt Lookup Decoding (2023); lengths and rule of recency measured on the legal summaries (docs/journal.md).
 """
