@@ -27,6 +27,9 @@ TOPICS: tuple[tuple[str, str, str], ...] = (
     ("bedplate.adapt.settings", "AdaptSettings", "`bedplate adapt`"),
     ("bedplate.evaluate.settings", "EvaluateSettings", "`bedplate evaluate run`"),
     ("bedplate.evaluate.tasks.own", "OwnTaskSettings", "a task of your own, `bedplate evaluate run --tasks FILE.toml`"),
+    ("bedplate.infer.engine_settings", "EngineSettings", "the native engine"),
+    ("bedplate.infer.backends.llama_cpp", "Settings", "llama.cpp as a backend"),
+    ("bedplate.infer.backends.remote", "Settings", "an endpoint of OpenAI's API as a backend"),
     ("bedplate.advise.tour.stages", "TourSettings", "`bedplate tour`"),
 )
 """(module, dataclass, where it is used) of every table of settings a person can write."""
