@@ -159,6 +159,8 @@ class Ask:
     """Who asks: turns are shared out between tenants, and nothing that is cached crosses them."""
     policy: str = ""
     """Name of the policy in force; what is cached does not cross it either."""
+    labels: tuple[str, ...] = ()
+    """Classes of its data, as the caller and its key say; they decide where it may be answered."""
     deadline_s: float | None = None
     """Seconds from now after which nobody waits for the answer any more."""
 
