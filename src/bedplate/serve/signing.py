@@ -51,7 +51,12 @@ class PublicKey:
 
     def write(self, file: Path) -> None:
         """As a PEM file, which anybody may read."""
-        write_bytes(file, self._key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo))
+        write_bytes(file, self.pem)
+
+    @property
+    def pem(self) -> bytes:
+        """As PEM."""
+        return self._key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
 
     def holds(self, purpose: str, message: bytes, signature: str) -> bool:
         """Whether a hex signature is the gateway's, made for this purpose."""
