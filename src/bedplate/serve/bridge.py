@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from bedplate.core.contracts import Generator
@@ -38,6 +38,8 @@ class Answer:
         """Of what has ended so far."""
         self.overflowed = False
         """Whether the reader was so slow that the answer was cancelled."""
+        self.on_overflow: Callable[[], object] | None = None
+        """Called then: the reader may be stuck in sending."""
         self._kept: deque[Numbered] = deque()
         self._most = most_pieces
         self._open = len(questions)
@@ -96,6 +98,8 @@ class Answer:
             self.overflowed = True
             self._kept.clear()
             self.cancel()
+            if self.on_overflow is not None:
+                self.on_overflow()
         if self._waiting is not None and not self._waiting.done():
             self._waiting.set_result(None)
 

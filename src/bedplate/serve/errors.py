@@ -74,7 +74,8 @@ def invalid(error: ValidationError, top: Iterable[str], nested: Iterable[str]) -
         top: names that the body may hold.
         nested: names that objects within it may hold.
     """
-    fault = max(error.errors(include_url=False, include_context=False, include_input=False), key=lambda e: (e["type"] == "extra_forbidden", len(e["loc"])))
+    faults = error.errors(include_url=False, include_context=False, include_input=False)
+    fault = max(faults, key=lambda e: (e["type"] == "extra_forbidden", len(e["loc"])))
     place = [part for part in fault["loc"] if isinstance(part, int) or part.isidentifier()]
     path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
     if fault["type"] == "extra_forbidden":
