@@ -20,6 +20,8 @@ class Verdict:
 
     allowed: bool
     reason: str = ""
+    rule: str = ""
+    """Name of what decided, for the audit."""
 
 
 @runtime_checkable
