@@ -55,6 +55,32 @@ class Generator(Protocol):
 
 
 @runtime_checkable
+class AdapterHost(Protocol):
+    """A generator whose workers come and go while it answers."""
+
+    def register(self, name: str, folder: Path) -> WorkerCard:
+        """Another worker from now on.
+
+        Args:
+            name: as questions will name it.
+            folder: of an adapter made for this base.
+        Raises:
+            ConfigError: the name is taken.
+            DataError: the adapter was made for another base.
+            IntegrityError: a digest does not hold.
+        """
+        ...
+
+    def unregister(self, name: str) -> None:
+        """One worker fewer; what it is answering, it answers to the end.
+
+        Raises:
+            ConfigError: there is no such worker.
+        """
+        ...
+
+
+@runtime_checkable
 class Guard(Protocol):
     """Says whether a text may pass."""
 

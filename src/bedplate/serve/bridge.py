@@ -43,7 +43,8 @@ class Answer:
         self._kept: deque[Numbered] = deque()
         self._most = most_pieces
         self._open = len(questions)
-        self._tickets: list[Ticket] = []
+        self.tickets: list[Ticket] = []
+        """Of the questions, in order."""
         self._waiting: asyncio.Future[None] | None = None
         self._cancelled = False
 
@@ -78,11 +79,11 @@ class Answer:
     def cancel(self) -> None:
         """Stop all of it. Harmless where it has ended."""
         self._cancelled = True
-        for ticket in self._tickets:
+        for ticket in self.tickets:
             ticket.cancel()
 
     def _started(self, ticket: Ticket) -> None:
-        self._tickets.append(ticket)
+        self.tickets.append(ticket)
         if self._cancelled:
             ticket.cancel()
 

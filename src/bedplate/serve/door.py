@@ -7,15 +7,16 @@ every answer carries. A path that no route has is refused as any other: without 
 from __future__ import annotations
 
 import asyncio
-import re
 import secrets
 import time
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
+from starlette.responses import RedirectResponse
 from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from bedplate.serve.caller import SCOPES, Caller
+from bedplate.serve.caller import Caller
 from bedplate.serve.errors import Refusal
 from bedplate.serve.route import PUBLIC, Route, told
 
@@ -40,9 +41,6 @@ READ = (b"authorization", b"host", b"origin", b"cookie", b"content-length", b"se
 """Headers of a request that are looked at."""
 ANYBODY = Caller("-", "", frozenset())
 """Who asks for a public page."""
-LOCAL = Caller("local", "local", frozenset(SCOPES), "anybody on this machine")
-"""Who asks where there are no keys."""
-LOCAL_HOST = re.compile(r"(localhost|127\.\d{1,3}\.\d{1,3}\.\d{1,3}|\[::1\])(:\d{1,5})?", re.ASCII)
 
 
 class Door:
@@ -71,11 +69,14 @@ class Door:
             await send(message)
 
         try:
-            state["caller"] = self._enter(scope)
+            state["caller"] = await self._enter(scope)
             body = _Body(receive, self.gateway.settings.limits.body_bytes, self.gateway.settings.listen.body_s, scope)
         except Refusal as refused:
             self.gateway.metrics.refused.labels(refused.code or "other").inc()
             refused.headers.setdefault("connection", "close")  # what else it sends is of no interest
+            if refused.status == 401 and scope["method"] == "GET" and any(name == b"accept" and b"text/html" in value for name, value in scope["headers"]):
+                await RedirectResponse("/login?next=" + quote(scope["path"], safe="/"), 303)(scope, receive, sending)
+                return
             await told(refused)(scope, receive, sending)
         else:
             try:
@@ -87,15 +88,16 @@ class Door:
             self.gateway.metrics.requests.labels(route, str(seen["status"])).inc()
             self.gateway.metrics.seconds.labels(route).observe(time.monotonic() - began)
 
-    def _enter(self, scope: Scope) -> Caller:
+    async def _enter(self, scope: Scope) -> Caller:
         headers = {name: value for name, value in scope["headers"] if name in READ}
         public = any(method == scope["method"] and regex.match(scope["path"]) for method, regex in self._public)
-        caller = self.gateway.who(headers, scope)
+        caller = await self.gateway.reception.who(headers, scope["method"])
         if caller is None and not public:
             what = "a key is needed: authorization: Bearer bp_..." if b"authorization" not in headers else "this key is unknown, expired or revoked"
             raise Refusal(401, what, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
         if self.gateway.draining and not public:
-            raise Refusal(503, "this gateway is about to stop; ask another, or again later", code="draining", retry_after_s=self.gateway.settings.listen.drain_s)
+            later_s = self.gateway.settings.listen.drain_s
+            raise Refusal(503, "this gateway is about to stop; ask another, or again later", code="draining", retry_after_s=later_s)
         length = headers.get(b"content-length", b"0")
         most = self.gateway.settings.limits.body_bytes
         if not length.isdigit() or int(length[:20]) > most:

@@ -12,18 +12,21 @@ import asyncio
 import datetime as dt
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from bedplate.core.generation import Ask, ToolCall
+from bedplate.core.contracts import Verdict
+from bedplate.core.generation import Ask, Ticket, ToolCall
 from bedplate.serve.bridge import Answer, Numbered, Question
 from bedplate.serve.caller import Caller
 from bedplate.serve.errors import Refusal
+from bedplate.serve.guarded import GuardedTicket
 from bedplate.serve.limits import Slot
 from bedplate.serve.models import Target
 from bedplate.serve.receipts import Facts, issue, new_salt
 from bedplate.serve.redact import plain, written
+from bedplate.serve.router import RoutedTicket
 
 if TYPE_CHECKING:
     from bedplate.serve.gateway import Gateway
@@ -41,6 +44,7 @@ class Exchange:
         self.first_s: float | None = None
         """From the question to the first piece of the answer."""
         self._gateway, self._caller, self._slot = gateway, caller, slot
+        self._policy = gateway.policy
         self._began = time.monotonic()
         self._salt = new_salt()
         choices = sum(ask.sampling.n for ask in self.asks)
@@ -70,8 +74,11 @@ class Exchange:
             gateway.metrics.refused.labels("limits").inc()
             status, code = (400, "too_large") if admission.retry_after_s is None else (429, "rate_limit_exceeded")
             raise Refusal(status, admission.reason, code=code, retry_after_s=admission.retry_after_s)
-        known = {"worker": target.card.name, "tenant": caller.tenant, "labels": caller.labels, "deadline_s": gateway.settings.answer_s}
-        asked = [replace(ask, **known) for ask in asks]  # type: ignore[arg-type]
+        labels, policy = caller.labels, gateway.policy.name
+        asked = [
+            replace(ask, worker=target.card.name, tenant=caller.tenant, policy=policy, labels=(*labels, *ask.labels), deadline_s=gateway.settings.answer_s)
+            for ask in asks
+        ]
         exchange = cls(gateway, caller, prefix + secrets.token_hex(12), target, asked, admission.slot)
         gateway.exchanges.add(exchange)
         try:
@@ -86,10 +93,23 @@ class Exchange:
     @property
     def headers(self) -> dict[str, str]:
         """What the answer says about itself."""
-        told = {"x-bedplate-route": f"local; model={self.target.name}"}
+        told = {"x-bedplate-route": self._route}
         if self._gateway.audit is not None:
             told["x-bedplate-receipt"] = self.id
         return told
+
+    @property
+    def _route(self) -> str:
+        """Where it is answered and why, as far as that is decided."""
+        for ticket in _tickets(self.answer):
+            if isinstance(ticket, RoutedTicket) and ticket.decision is not None:
+                return ticket.decision.header
+        return "local"
+
+    @property
+    def _guard(self) -> Verdict | None:
+        """What a guard refused."""
+        return next((one.verdict for one in _tickets(self.answer) if isinstance(one, GuardedTicket) and not one.verdict.allowed), None)
 
     async def pieces(self) -> list[Numbered]:
         """What may leave now, waiting for something; empty at the end.
@@ -110,6 +130,21 @@ class Exchange:
             if piece.finish is not None:
                 self._finish[number] = piece.finish
         return found
+
+    def told(self) -> dict[str, Any]:
+        """What may be shown of it while it is under way."""
+        usage = self.answer.usage if self.answer is not None else None
+        return {
+            "id": self.id,
+            "tenant": self._caller.tenant,
+            "caller": self._caller.id,
+            "model": self.target.name,
+            "route": self._route,
+            "age_s": round(time.monotonic() - self._began, 3),
+            "first_s": None if self.first_s is None else round(self.first_s, 3),
+            "pieces": sum(len(parts) for parts in self._said),
+            "prompt_tokens": usage.prompt_tokens if usage is not None else 0,
+        }
 
     def left(self) -> None:
         """The client has gone: stop."""
@@ -171,16 +206,25 @@ class Exchange:
             caller=self._caller.id,
             model=self.target.name,
             digests=dict(self.target.card.digests),
-            policies=gateway.policies,
+            policies=dict(self._policy.digests),
             salt=salt.hex(),
             prompt_sha256=gateway.redactor.text(prompt, salt).sha256,
             answer_sha256=told.sha256,
             prompt_tokens=usage.prompt_tokens,
             completion_tokens=usage.completion_tokens,
             finish=",".join(dict.fromkeys(self._finish)),
-            route=self.headers["x-bedplate-route"],
+            route=self._route,
+            guard=guard.rule or guard.reason if (guard := self._guard) is not None else "",
         )
         gateway.audit.append("answer", {"id": self.id, "answer": plain(told), "receipt": issue(gateway.signer, facts).as_json()})
+
+
+def _tickets(answer: Answer | None) -> Iterator[Ticket]:
+    """All of an answer's, those behind others included."""
+    for ticket in answer.tickets if answer is not None else ():
+        yield ticket
+        if isinstance(ticket, GuardedTicket) and ticket.inner is not None:
+            yield ticket.inner
 
 
 def _call_text(call: ToolCall) -> str:

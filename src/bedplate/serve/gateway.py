@@ -12,31 +12,36 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
-from starlette.types import ASGIApp, Scope
+from starlette.types import ASGIApp
 
 import bedplate
 from bedplate.core.contracts import Generator
 from bedplate.core.errors import BedplateError
 from bedplate.serve.audit import AuditLog
 from bedplate.serve.bridge import Bridge
-from bedplate.serve.caller import Caller
-from bedplate.serve.door import LOCAL, LOCAL_HOST, Door
-from bedplate.serve.endpoints import chat, health
+from bedplate.serve.budget import Budget
+from bedplate.serve.door import Door
+from bedplate.serve.endpoints import admin, chat, classify, completions, embeddings, health, login, metrics, models, openapi, receipts, transcriptions
 from bedplate.serve.exchange import Exchange
-from bedplate.serve.keys import KeyRing
 from bedplate.serve.limits import Limiter
 from bedplate.serve.metrics import Metrics
 from bedplate.serve.models import Models
-from bedplate.serve.receipts import policy_digest
+from bedplate.serve.policy import Policy
+from bedplate.serve.reception import Reception
 from bedplate.serve.redact import Redactor
+from bedplate.serve.reload import reload
 from bedplate.serve.route import Route, endpoint
 from bedplate.serve.settings import ServeSettings
 from bedplate.serve.signing import Signer
 
 LOG = logging.getLogger("bedplate.serve")
+KEEP_EVERY_S = 60.0
 
-ROUTES: tuple[Route, ...] = (*chat.ROUTES, *health.ROUTES)
-"""All of them."""
+ROUTES: tuple[Route, ...] = (
+    *models.ROUTES, *chat.ROUTES, *completions.ROUTES, *embeddings.ROUTES, *classify.ROUTES, *transcriptions.ROUTES, *receipts.ROUTES,
+    *health.ROUTES, *metrics.ROUTES, *admin.ROUTES, *login.ROUTES, *openapi.ROUTES,
+)  # fmt: skip
+"""All of them. Pages of their own are added to these and given to `create_app`."""
 
 
 class Gateway:
@@ -44,19 +49,25 @@ class Gateway:
 
     bridge: Bridge
     """Made when the event loop begins."""
+    _keeping: asyncio.Task[None]
 
-    def __init__(self, settings: ServeSettings, generators: Mapping[str, Generator]) -> None:
+    def __init__(self, settings: ServeSettings, generators: Mapping[str, Generator], remotes: Mapping[str, Generator] | None = None) -> None:
         """
         Args:
             settings: of the gateway.
             generators: name of a base -> who answers for it and its adapters.
+            remotes: name of a remote place in the routes -> who answers there.
         Raises:
+            ConfigError: guards or routes cannot be kept; two models share a name.
             DataError: the keys file is missing.
             IntegrityError: keys or audit are damaged, or open to others.
         """
         self.settings = settings
-        self.models = Models(generators)
-        self.ring = None if settings.keys is None else KeyRing(settings.keys)
+        self.bases, self.remotes = dict(generators), dict(remotes or {})
+        self.policy = Policy.read(settings)
+        self.budget = None if self.policy.routes is None else Budget(self.policy.routes.budget, settings.spent)
+        self.models = Models(self.policy.around(self.bases, self.remotes, self.budget))
+        self.reception = Reception(settings)
         self.limiter = Limiter(settings.limits)
         self.redactor = Redactor(settings.redact)
         self.signer = None if settings.audit is None else Signer.open(settings.audit / "gateway.pem")
@@ -64,21 +75,14 @@ class Gateway:
         self.metrics = Metrics()
         self.exchanges: set[Exchange] = set()
         """Under way."""
+        self.routes: tuple[Route, ...] = ROUTES
+        """What can be asked for."""
+        self.reread: Callable[[], ServeSettings] = lambda: settings
+        """Gives the settings as they are now, for `reload`."""
         self.draining = False
         """Whether no new requests are taken."""
+        self._reloading = asyncio.Lock()
         self._later: set[asyncio.Future[None]] = set()
-
-    @property
-    def policies(self) -> Mapping[str, str]:
-        """Name -> digest of the settings in force, for receipts."""
-        return {"redact": policy_digest(self.settings.redact), "limits": policy_digest(self.settings.limits)}
-
-    def who(self, headers: Mapping[bytes, bytes], scope: Scope) -> Caller | None:
-        """Who asks; None: nobody known."""
-        if self.ring is None:
-            return LOCAL if LOCAL_HOST.fullmatch(headers.get(b"host", b"").decode("latin-1")) else None
-        kind, _, secret = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
-        return self.ring.find(secret.strip()) if kind.lower() == "bearer" else None
 
     def log(self, request_id: str, error: BaseException) -> None:
         """Tell the log what the client is not told."""
@@ -95,6 +99,15 @@ class Gateway:
         if not future.cancelled() and (error := future.exception()) is not None:
             LOG.error("%s", error)
 
+    async def reload(self) -> list[str]:
+        """Take over changed settings, keys, guards, routes and adapters; what changed, in words. Answers under way go on.
+
+        Raises:
+            BedplateError: they cannot be kept; the old ones stay.
+        """
+        async with self._reloading:
+            return await asyncio.get_running_loop().run_in_executor(None, lambda: reload(self, self.reread()))
+
     async def drained(self, within_s: float) -> bool:
         """Take no new requests, and wait until the answers under way have ended; those that do not in time are cancelled, and it is False."""
         self.draining = True
@@ -106,20 +119,34 @@ class Gateway:
             exchange.left()
         return not left
 
+    def write_used(self) -> None:
+        """Keep when keys were last used and what was spent; now and then, and at the end."""
+        if self.reception.ring is not None:
+            self.reception.ring.write_used()
+        if self.budget is not None:
+            self.budget.write()
+
     async def start(self) -> None:
         """In the event loop that serves."""
         self.bridge = Bridge(asyncio.get_running_loop(), self.settings.listen.kept_pieces)
         self.metrics.watch(self)
+        self._keeping = asyncio.create_task(self._keep())
+
+    async def _keep(self) -> None:
+        """Write down now and then what would be missed after a crash."""
+        while True:
+            await asyncio.sleep(KEEP_EVERY_S)
+            self.later(self.write_used)
 
     async def stop(self) -> None:
         """Let go of everything but the generators, which are whoever's that made them."""
         self.draining = True
+        self._keeping.cancel()
         for exchange in list(self.exchanges):
             exchange.close()
         if self._later:
             await asyncio.wait(self._later, timeout=10)
-        if self.ring is not None:
-            await asyncio.get_running_loop().run_in_executor(None, self.ring.write_used)
+        await asyncio.get_running_loop().run_in_executor(None, self.write_used)
         if self.audit is not None:
             await asyncio.get_running_loop().run_in_executor(None, self.audit.close)
 
@@ -138,6 +165,7 @@ def create_app(gateway: Gateway, routes: Sequence[Route] = ROUTES) -> ASGIApp:
         yield
         await gateway.stop()
 
+    gateway.routes = tuple(routes)
     app = FastAPI(title="Bedplate", version=bedplate.__version__, lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     for route in routes:
         app.add_api_route(route.path, endpoint(route, gateway), methods=[route.method], response_model=None, include_in_schema=False)

@@ -203,6 +203,14 @@ class KeyRing:
         self._used[key.id] = int(now_s // USED_EVERY_S)
         return key.caller
 
+    def still(self, caller: Caller) -> bool:
+        """Whether the key behind a caller holds, unchanged."""
+        now_s = self._clock()
+        if now_s - self._looked_s >= LOOK_EVERY_S or now_s < self._looked_s:
+            self._looked_s = now_s
+            self.refresh()
+        return any(key.id == caller.id and key.state(now_s) == "valid" and key.caller == caller for key in self._kept.keys)
+
     def refresh(self) -> bool:
         """Take the file over if it has changed. True: it has been."""
         try:

@@ -24,7 +24,8 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.requests = Counter("bedplate_requests", "Requests by route and status", ("route", "status"), registry=self.registry)
-        self.seconds = Histogram("bedplate_request_seconds", "From a request to the last byte of its answer", ("route",), buckets=SECONDS, registry=self.registry)
+        what = "From a request to the last byte of its answer"
+        self.seconds = Histogram("bedplate_request_seconds", what, ("route",), buckets=SECONDS, registry=self.registry)
         self.first = Histogram("bedplate_first_piece_seconds", "From a question to the first piece of its answer", buckets=SECONDS, registry=self.registry)
         self.refused = Counter("bedplate_refused", "Requests refused, by reason", ("reason",), registry=self.registry)
         self.left = Counter("bedplate_left", "Answers that were cancelled, by reason", ("reason",), registry=self.registry)

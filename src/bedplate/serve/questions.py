@@ -41,9 +41,24 @@ async def begin(call: Call, body: Drawn, prefix: str, make: Asker, default_token
         told = f"max_tokens: {wanted} are more than the {target.card.context_tokens} that {target.name} holds"
         raise Refusal(400, told, param="max_tokens", code="invalid_value")
     usual = settings.answer_tokens if default_tokens is None else default_tokens
-    asks = make(target, usual if wanted is None else wanted)
+    asks = [replace(ask, labels=call.labels) for ask in make(target, usual if wanted is None else wanted)]
     counts = await count(target, asks)
     if wanted is None:  # what the context leaves
+        asks = [replace(ask, sampling=replace(ask.sampling, max_tokens=_room(target, ask, taken))) for ask, taken in zip(asks, counts)]
+    return await Exchange.begin(call.gateway, call.caller, prefix, target, asks, sum(counts))
+
+
+async def read(call: Call, model: str, prefix: str, asks: Sequence[Ask], fits: bool = False) -> Exchange:
+    """An exchange about what is read: vectors, labels, or with `fits` an answer as long as the context leaves.
+
+    Raises:
+        Refusal: there is no such model, it does not fit, or the limits do not admit it.
+        BedplateError: the generator refuses it.
+    """
+    target = call.gateway.models.find(model)
+    asks = [replace(ask, labels=call.labels) for ask in asks]
+    counts = await count(target, asks)
+    if fits:
         asks = [replace(ask, sampling=replace(ask.sampling, max_tokens=_room(target, ask, taken))) for ask, taken in zip(asks, counts)]
     return await Exchange.begin(call.gateway, call.caller, prefix, target, asks, sum(counts))
 

@@ -43,6 +43,12 @@ class Call:
         return read(cls, await self.request.body())
 
     @property
+    def labels(self) -> tuple[str, ...]:
+        """Classes of its data, as the client says in x-bedplate-labels; they add to the key's, and the most sensitive counts."""
+        words = [word.strip() for word in self.request.headers.get("x-bedplate-labels", "").split(",")]
+        return tuple(word[:100] for word in words if word)[:20]
+
+    @property
     def path(self) -> Mapping[str, str]:
         """What stands in the places of the path."""
         return self.request.path_params

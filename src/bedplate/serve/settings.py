@@ -11,6 +11,7 @@ from typing import Literal
 from bedplate.core.errors import ConfigError
 from bedplate.serve.audit import AuditSettings
 from bedplate.serve.limits import LimitsSettings
+from bedplate.serve.oidc import OidcSettings
 from bedplate.serve.redact import RedactSettings
 
 
@@ -19,13 +20,15 @@ class ListenSettings:
     """Where the gateway listens, and how patient it is."""
 
     host: str = "127.0.0.1"
-    """Address. Any other than a loopback one needs a keys file."""
+    """Address. Any other than a loopback one needs keys or an identity provider."""
     port: int = 8400
     """TCP port; 0 takes a free one."""
     certificate: Path | None = None
     """PEM file with the certificate and its chain; with private_key, the gateway speaks TLS."""
     private_key: Path | None = None
     """PEM file with the certificate's key."""
+    behind_tls: bool = False
+    """Whether clients reach it by https through a proxy that ends TLS: cookies are then for https alone."""
     headers_s: float = 10.0
     """A client that has not sent a whole head of a request by then is let go."""
     body_s: float = 60.0
@@ -96,12 +99,21 @@ class ServeSettings:
     """Folder of the audit and of the key that signs it. Without one nothing is written down and answers carry no receipts."""
     auditing: AuditSettings = field(default_factory=AuditSettings)
     redact: RedactSettings = field(default_factory=RedactSettings)
+    oidc: OidcSettings = field(default_factory=OidcSettings)
+    guards: Path | None = None
+    """guards.toml: texts that must not pass, in questions and in answers."""
+    routes: Path | None = None
+    """routes.toml: which place may answer what. Without one, every model answers itself."""
+    spent: Path | None = None
+    """File that keeps what was spent today at places with a price."""
+    session_s: float = 28_800.0
+    """How long a browser stays logged in."""
 
     def __post_init__(self) -> None:
-        if self.keys is None and not self.listen.loopback:
+        if self.keys is None and not self.oidc.issuer and not self.listen.loopback:
             raise ConfigError(
                 f"without keys the gateway listens on this machine alone, not on {self.listen.host}",
                 "make a key with `bedplate serve key add --file keys.json ...` and set keys = \"keys.json\", or listen.host = \"127.0.0.1\"",
             )
-        if min(self.answer_tokens, self.inputs, self.choices) < 1 or self.answer_s <= 0:
-            raise ConfigError("answer_tokens, inputs and choices are at least 1, and answer_s above 0", "1024, 256, 16 and 600 are usual")
+        if min(self.answer_tokens, self.inputs, self.choices) < 1 or min(self.answer_s, self.session_s) <= 0:
+            raise ConfigError("answer_tokens, inputs and choices are at least 1, answer_s and session_s above 0", "1024, 256, 16, 600 and 28800 are usual")

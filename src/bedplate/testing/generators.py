@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from bedplate.core.errors import BedplateError, ConfigError, ResourceError, StateError, did_you_mean
@@ -189,13 +190,22 @@ class FakeGenerator:
 
     # Adapters come and go while it serves.
 
-    def register(self, name: str, task: str = "generate") -> None:
-        """Another worker from now on."""
-        self._cards[name] = WorkerCard(name, task, self._cards[""].digests, self._context, self._cards[""].senses)
+    def register(self, name: str, folder: Path) -> WorkerCard:
+        """Another worker from now on; its task is the folder's first word before a dash, where that is a task."""
+        if name in self._cards:
+            raise ConfigError(f"there is a worker {name!r} already", "unregister it first")
+        task = folder.name.partition("-")[0]
+        base = self._cards[""]
+        digests = {**base.digests, "adapter": hashlib.sha256(str(folder).encode()).hexdigest()}
+        card = WorkerCard(name, task if task in ("classify", "embed") else "generate", digests, self._context, base.senses)
+        self._cards = {**self._cards, name: card}
+        return card
 
     def unregister(self, name: str) -> None:
         """One worker fewer; what it is answering, it answers to the end."""
-        del self._cards[name]
+        if not name or name not in self._cards:
+            raise ConfigError(f"there is no worker {name!r}", did_you_mean(name, [known for known in self._cards if known]))
+        self._cards = {known: card for known, card in self._cards.items() if known != name}
 
     # The words.
 
