@@ -142,3 +142,11 @@ def test_any_text_is_survived(text):
 
 def test_finding_is_a_place():
     assert find("x anna@firma.de")[0] == Finding(2, 15, "e-mail")
+
+
+@pytest.mark.parametrize("first", ["4539 1488 0343 6467", "+49 30 1234567", "1234 5678", "4000", "DE89 3704 0044 0532 0130 00"])
+@pytest.mark.parametrize("second", ["4539 1488 0343 6467", "DE89 3704 0044 0532 0130 00"])
+def test_a_number_beside_another_is_found(first, second):
+    text = f"pay with {first} {second} today"
+    found = {text[f.start : f.end] for f in find(text)}
+    assert second in found and (first in found or not first.startswith(("4539", "DE")))

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import Any, Self
 
 import bedplate
 from bedplate.core.errors import BedplateError, ConfigError, IntegrityError, ResourceError, StateError
@@ -64,7 +64,7 @@ class AuditLog:
         self._written_n = end.n
         self._failure: BedplateError | None = None
         self._closing = False
-        self._file: IO[bytes] | None = None
+        self._file = -1
         self._writer = threading.Thread(target=self._write_all, name="audit", daemon=True)
 
     @classmethod
@@ -163,8 +163,8 @@ class AuditLog:
             self._closing = True
             self._turn.notify_all()
         self._writer.join()
-        if self._file is not None:
-            self._file.close()
+        if self._file >= 0:
+            os.close(self._file)
         os.close(self._lock)
         if self._failure is not None:
             raise self._failure
@@ -175,7 +175,7 @@ class AuditLog:
         if self._closing:
             raise StateError(f"{kind!r} comes after the audit was closed", "open it again")
         if len(self._pending) >= self.settings.most_unwritten:
-            raise ResourceError(f"{len(self._pending)} records wait for the audit's disk", "ask again in a second; a faster disk, or a larger audit.most_unwritten")
+            raise ResourceError(f"{len(self._pending)} records wait for the audit's disk", "ask again in a second; a faster disk helps")
 
     def _add(self, record: Record) -> None:
         self._pending.append(record)
@@ -205,8 +205,9 @@ class AuditLog:
                 try:
                     self._write(batch)
                 except OSError as error:
+                    said = f"the audit in {self.folder} cannot be written: {error.strerror or error}"
                     with self._turn:
-                        self._failure = ResourceError(f"the audit in {self.folder} cannot be written: {error.strerror or error}", "make room or mend the disk, start again")
+                        self._failure = ResourceError(said, "make room or mend the disk, start again")
                         self._turn.notify_all()
                     return
                 with self._turn:
@@ -214,20 +215,20 @@ class AuditLog:
                     self._turn.notify_all()
 
     def _write(self, batch: list[Record]) -> None:
-        if self._file is not None and self._file.tell() >= self.settings.rotate_bytes:
-            self._file.close()
-            self._file = None
-        if self._file is None:
+        if self._file >= 0 and os.fstat(self._file).st_size >= self.settings.rotate_bytes:
+            os.close(self._file)
+            self._file = -1
+        if self._file < 0:
             present = files(self.folder)
             latest = present[-1] if present else None
             fits = latest is not None and latest.stat().st_size < self.settings.rotate_bytes
             path = latest if latest is not None and fits else self.folder / file_name(batch[0].n)
-            self._file = open(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600), "ab", buffering=0)
+            self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fsync_folder(self.folder)
         data = b"".join(record.line for record in batch)
         while data:
-            data = data[self._file.write(data) :]
-        os.fsync(self._file.fileno())
+            data = data[os.write(self._file, data) :]
+        os.fsync(self._file)
         signed = [record for record in batch if record.kind == "checkpoint"]
         if signed:
             write_bytes(self.folder / HEAD, head_bytes(signed[-1]), private=True)

@@ -5,7 +5,7 @@
     caller = oidc.known(token)           # the same from memory, for tokens seen before; None: not known
 
 The algorithm is what the key is made for, never what the token asks for: `none`, HMAC with a public key as its secret, and any algorithm
-that is not in the settings are refused. A token of an unknown key makes the keys be fetched again, at most every `refetch_s`.
+that is not in the settings are refused. A token of an unknown key makes the keys be fetched again, at most every ten seconds.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ Algorithm = Literal["RS256", "ES256", "EdDSA"]
 LARGEST_TOKEN_BYTES = 16_384
 LARGEST_KEYS_BYTES = 1_048_576
 MOST_KNOWN = 10_000
+UNKNOWN_S = 10.0
+"""Tokens of unknown keys make the keys be fetched at most so often: a provider that changed its keys is understood soon, and nobody can have it flooded."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class OidcSettings:
     keys_url: str = ""
     """... or where to fetch them, with https."""
     refetch_s: float = 300.0
-    """The keys are fetched at most so often."""
+    """Keys are fetched anew after so long; for a token of an unknown key at once, at most every ten seconds."""
     leeway_s: float = 30.0
     """How far the two clocks may be apart."""
     longest_s: float = 86_400.0
@@ -189,10 +191,8 @@ class Oidc:
         if not isinstance(tenant, str) or not tenant.strip() or not isinstance(subject, str) or not subject:
             raise _refused(f"it names no tenant (claim {self.settings.tenant_claim})")
         words = _words(_at(claims, self.settings.scope_claim))
-        if self.settings.scopes:
-            scopes = {scope for word in words for scope in self.settings.scopes.get(word, ())}
-        else:
-            scopes = set(words) & (SCOPES.keys() - {"admin"})
+        table = self.settings.scopes or {scope: (scope,) for scope in SCOPES if scope != "admin"}
+        scopes = {scope for word in words for scope in table.get(word, ())}
         labels = _words(_at(claims, self.settings.labels_claim)) if self.settings.labels_claim else []
         name = hashlib.sha256(f"{self.settings.issuer}\n{subject}".encode()).hexdigest()[:16]
         return Caller(f"oidc-{name}", tenant, frozenset(scopes), "", tuple(labels))
@@ -212,7 +212,8 @@ class Oidc:
     def _refetch(self, name: str) -> None:
         with self._fetching:
             now_s = self._clock()
-            if self._fetched_s is not None and now_s - self._fetched_s < self.settings.refetch_s:
+            soonest_s = self.settings.refetch_s if name in self._keys else min(self.settings.refetch_s, UNKNOWN_S)
+            if self._fetched_s is not None and now_s - self._fetched_s < soonest_s:
                 return
             self._fetched_s = now_s  # before the attempt: a provider that is down is not asked by every request
             try:
@@ -221,7 +222,7 @@ class Oidc:
                     self._known.clear()
             except (OSError, DataError) as error:
                 if name not in self._keys:
-                    raise RemoteError(f"the keys of {self.settings.issuer} cannot be had", f"they are tried again in {self.settings.refetch_s:g} s") from error
+                    raise RemoteError(f"the keys of {self.settings.issuer} cannot be had", f"they are tried again in {soonest_s:g} s") from error
 
     def _read_file(self, file: Path) -> None:
         try:
@@ -274,7 +275,7 @@ def fetch_keys(address: str) -> bytes:
     """What lies at an address: https, certificates checked, no redirects, at most a MiB, within 10 s. Raises OSError."""
     if not _safe(address):
         raise OSError(f"{address} is not https")
-    opener = urllib.request.build_opener(_NoRedirects(), urllib.request.HTTPSHandler(context=ssl.create_default_context()), urllib.request.ProxyHandler({}))
+    opener = urllib.request.build_opener(_NoRedirects(), urllib.request.HTTPSHandler(context=ssl.create_default_context()))
     with opener.open(urllib.request.Request(address, headers={"Accept": "application/json"}), timeout=10) as answer:
         data: bytes = answer.read(LARGEST_KEYS_BYTES + 1)
     if len(data) > LARGEST_KEYS_BYTES:

@@ -82,7 +82,8 @@ class Receipt:
                 raise DataError("key and signature are text", "give the receipt as it was handed out")
             return cls(from_mapping(Facts, facts), key, signature)
         except (KeyError, ConfigError, TypeError) as error:
-            raise DataError(f"that is no receipt: {error.message if isinstance(error, ConfigError) else error}", "give the JSON as it was handed out") from error
+            said = error.message if isinstance(error, ConfigError) else str(error)
+            raise DataError(f"that is no receipt: {said}", "give the JSON as it was handed out") from error
 
 
 def new_salt() -> bytes:

@@ -93,14 +93,19 @@ class Redactor:
 
 def masked(text: str, keep: tuple[str, ...] = ()) -> tuple[str, Counter[str]]:
     """The text with `[kind]` where personal data or a secret stood, and how often each kind was found."""
-    parts: list[str] = []
     found: Counter[str] = Counter()
-    at = 0
-    for finding in privacy.find(text, without=keep):
-        parts += [text[at : finding.start], f"[{finding.kind}]"]
-        found[finding.kind] += 1
-        at = finding.end
-    return "".join([*parts, text[at:]]), found
+
+    def without(stretch: str) -> str:
+        parts: list[str] = []
+        at = 0
+        for finding in privacy.find(stretch, without=keep):
+            parts += [stretch[at : finding.start], f"[{finding.kind}]"]
+            found[finding.kind] += 1
+            at = finding.end
+        # Of two findings that overlap, one was taken; what is left of the other is looked at again.
+        return "".join([*(part if n % 2 else without(part) for n, part in enumerate(parts)), without(stretch[at:])]) if parts else stretch
+
+    return without(text), found
 
 
 def text_digest(text: str, salt: bytes = b"") -> str:

@@ -213,7 +213,8 @@ class _Answer:
             if money is None:
                 leave.abandoned()
                 left = max(0.0, router.budget.left(self.ask.tenant))
-                self._refuse(name, "the day's budget is spent", PolicyError(f"{name} may cost {most:.4g}, {left:.4g} are left today", "ask for a shorter answer"))
+                error = PolicyError(f"an answer of {name} may cost {most:.4g}, {left:.4g} are left today", "ask for a shorter answer")
+                self._refuse(name, "the day's budget is spent", error)
                 return False
         unsure = self.plan.uncertain
         judge = bool(unsure.to) and unsure.to != name and self._spare is None and self.ask.sampling.n == 1 and self.ask.want == "text"
@@ -247,10 +248,7 @@ class _Answer:
                 self._settle(one, piece)
             if self._over or one not in (self._current, self._spare):
                 return
-            if piece.error is not None:
-                after = self._broke(one, piece.error)
-            else:
-                after = self._heard(one, piece)
+            after = self._broke(one, piece.error) if piece.error is not None else self._heard(one, piece)
         if after == "next":
             if not self._next():
                 self._end(Piece(finish="error", error=self._verdict()))
@@ -378,4 +376,5 @@ class _Answer:
 
 def _short(error: BedplateError) -> str:
     """Without the message: that of a remote may quote the question."""
-    return {ConfigError: "cannot answer this", PolicyError: "may not answer this", ResourceError: "is busy"}.get(type(error), f"failed ({type(error).__name__})")
+    foreseen: dict[type[BedplateError], str] = {ConfigError: "cannot answer this", PolicyError: "may not answer this", ResourceError: "is busy"}
+    return foreseen.get(type(error), f"failed ({type(error).__name__})")
