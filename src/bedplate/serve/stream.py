@@ -68,6 +68,7 @@ class EventStream(Response):
                 body = b""
                 pieces = await exchange.pieces()
             await exchange.finish()
+            exchange.close()  # before the last byte: who then asks again at once finds the place free
             await send({"type": "http.response.body", "body": words.tail(answer.usage) + DONE, "more_body": False})
         except (BedplateError, Refusal) as error:
             if answer.overflowed:
@@ -78,6 +79,7 @@ class EventStream(Response):
                 refused.status = 503
             if refused.status >= 500:
                 self._call.gateway.log(self._call.id, error)
+            exchange.close()
             event = b"data: " + json.dumps({"error": refused.shape()}).encode() + b"\n\n"
             await send({"type": "http.response.body", "body": event + DONE, "more_body": False})
         finally:
