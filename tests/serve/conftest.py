@@ -1,4 +1,4 @@
-"""Makes `serve_gateway` importable; one gateway that a module's tests share."""
+"""Makes `serve_gateway` and `places` importable; one gateway that a module's tests share."""
 
 import sys
 from pathlib import Path

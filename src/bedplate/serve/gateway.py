@@ -70,7 +70,7 @@ class Gateway:
         self.reception = Reception(settings)
         self.limiter = Limiter(settings.limits)
         self.redactor = Redactor(settings.redact)
-        self.signer = None if settings.audit is None else Signer.open(settings.audit / "gateway.pem")
+        self.signer = None if settings.signer_file is None else Signer.open(settings.signer_file)
         self.audit = None if settings.audit is None or self.signer is None else AuditLog.open(settings.audit, self.signer, settings.auditing)
         self.metrics = Metrics()
         self.exchanges: set[Exchange] = set()

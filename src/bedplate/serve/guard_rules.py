@@ -76,15 +76,15 @@ class RuleGuard:
 
     def __init__(self, rules: Sequence[RuleSettings]) -> None:
         self._rules = [(rule, _compiled(rule)) for rule in rules]
-        widest = max((_widest(rule) for rule in rules), default=0)
-        self.reach_characters = widest + 1  # one more, as \b and $ look at the character behind
+        # One more for regular expressions, as \b and $ look at the character behind.
+        self.reach_characters = max((_widest(rule) + bool(rule.regexes) for rule in rules), default=0)
 
     def check(self, text: str) -> Verdict:
         """Whether a whole text may pass."""
         return self.look(text, 0, ended=True).verdict
 
     def look(self, text: str, fresh: int, *, ended: bool) -> Look:
-        """Whether what has come may pass; a match that touches the end is not yet one, and is held back from its beginning."""
+        """Whether what has come may pass; a match of a regular expression that touches the end is not yet one, and is held back."""
         text = _encodable(text)
         settled = len(text) if ended else max(0, len(text) - self.reach_characters + 1)
         # The character before the reach says whether a word begins in it.
@@ -93,7 +93,7 @@ class RuleGuard:
             for match in pattern.finditer(text, start):
                 if match.end() <= fresh:
                     continue
-                if ended or match.end() < len(text):
+                if ended or match.end() < len(text) or not rule.regexes:
                     return Look(Verdict(False, rule.reason, rule.name), 0)
                 settled = min(settled, match.start())
         return Look(ALLOWED, settled)

@@ -16,7 +16,7 @@ from bedplate.serve.settings import ServeSettings
 if TYPE_CHECKING:
     from bedplate.serve.gateway import Gateway
 
-AT_START = ("listen", "keys", "audit", "auditing", "oidc", "spent", "session_s")
+AT_START = ("listen", "keys", "audit", "signing_key", "auditing", "oidc", "spent", "session_s")
 """Settings that are read at the start alone; so are new bases."""
 
 

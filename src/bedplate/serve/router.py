@@ -244,7 +244,9 @@ class _Answer:
     def _take(self, one: _Try, piece: Piece) -> None:
         """A piece of a place's answer."""
         with self._turn:
-            if piece.error is None and piece.last:
+            if piece.error is not None:
+                self._blame(one, piece.error)
+            elif piece.last:
                 self._settle(one, piece)
             if self._over or one not in (self._current, self._spare):
                 return
@@ -292,7 +294,6 @@ class _Answer:
 
     def _broke(self, one: _Try, error: BedplateError) -> str:
         """A place failed on the way."""
-        self._blame(one, error)
         if one is self._spare:
             self._spare = None
             return ""

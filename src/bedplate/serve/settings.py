@@ -96,7 +96,9 @@ class ServeSettings:
     choices: int = 16
     """Most answers to one prompt (n)."""
     audit: Path | None = None
-    """Folder of the audit and of the key that signs it. Without one nothing is written down and answers carry no receipts."""
+    """Folder of the audit. Without one nothing is written down and answers carry no receipts."""
+    signing_key: Path | None = None
+    """PEM file of the key that signs audit and receipts, made when missing; where none is named, beside the audit's folder, with .pem behind its name."""
     auditing: AuditSettings = field(default_factory=AuditSettings)
     redact: RedactSettings = field(default_factory=RedactSettings)
     oidc: OidcSettings = field(default_factory=OidcSettings)
@@ -108,6 +110,13 @@ class ServeSettings:
     """File that keeps what was spent today at places with a price."""
     session_s: float = 28_800.0
     """How long a browser stays logged in."""
+
+    @property
+    def signer_file(self) -> Path | None:
+        """Where the signing key lies; None: nothing is signed."""
+        if self.audit is None:
+            return None
+        return self.signing_key or self.audit.with_name(self.audit.name + ".pem")
 
     def __post_init__(self) -> None:
         if self.keys is None and not self.oidc.issuer and not self.listen.loopback:
