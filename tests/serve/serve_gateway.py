@@ -26,16 +26,16 @@ class Served:
 
 
 @contextmanager
-def serving(folder, fake=None, scopes=USER, routes=ROUTES, listen=None, remotes=None, **changes):
+def serving(folder, fake=None, scopes=USER, table=ROUTES, listen=None, remotes=None, routes_file=None, **changes):
     """A gateway in a thread of its own; ended at the end."""
     folder.mkdir(parents=True, exist_ok=True)
     made = keys.add(folder / "keys.json", name="tests", tenant="soc", scopes=scopes)
     fake = fake or FakeGenerator(workers=("triage",), classifiers=("sorter",), embedders=("finder",))
-    settings = ServeSettings(**{"keys": folder / "keys.json", "listen": ListenSettings(port=0, **(listen or {})), **changes})
+    settings = ServeSettings(**{"keys": folder / "keys.json", "listen": ListenSettings(port=0, **(listen or {})), "routes": routes_file, **changes})
     gateway = Gateway(settings, {"fake": fake}, remotes)
     ready = threading.Event()
     address = []
-    server = Server(gateway, create_app(gateway, routes), lambda url: (address.append(url), ready.set()))
+    server = Server(gateway, create_app(gateway, table), lambda url: (address.append(url), ready.set()))
     listener = bind(settings.listen)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])), daemon=True)
     thread.start()

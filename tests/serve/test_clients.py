@@ -118,7 +118,7 @@ def streaming(process, lines, max_tokens):
 
     def read():
         with httpx.stream("POST", f"{process.url}/v1/chat/completions", headers=process.headers, json={**LONG, "max_tokens": max_tokens}, timeout=60) as answer:
-            lines += [line for line in answer.iter_lines() if line]
+            lines.extend(line for line in answer.iter_lines() if line)
 
     thread = threading.Thread(target=read)
     thread.start()

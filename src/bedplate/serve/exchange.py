@@ -17,6 +17,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from bedplate.core.contracts import Verdict
+from bedplate.core.errors import BedplateError
 from bedplate.core.generation import Ask, Ticket, ToolCall
 from bedplate.serve.bridge import Answer, Numbered, Question
 from bedplate.serve.caller import Caller
@@ -82,8 +83,7 @@ class Exchange:
         exchange = cls(gateway, caller, prefix + secrets.token_hex(12), target, asked, admission.slot)
         gateway.exchanges.add(exchange)
         try:
-            if gateway.audit is not None:
-                await asyncio.get_running_loop().run_in_executor(None, exchange._write_question)
+            await exchange._before()
             exchange.answer = await gateway.bridge.ask([Question(target.generator, ask) for ask in asked])
         except BaseException:
             exchange.close()
@@ -176,6 +176,16 @@ class Exchange:
         if self._gateway.audit is not None and not self._written and self.answer is not None:
             self._written = True
             self._gateway.later(self._write_answer)
+
+    async def _before(self) -> None:
+        """Write the question down; where that fails, it is not asked."""
+        if self._gateway.audit is None:
+            return
+        try:
+            await asyncio.get_running_loop().run_in_executor(None, self._write_question)
+        except BedplateError as error:
+            self._gateway.log(self.id, error)
+            raise Refusal(503, "this gateway cannot write its audit, and answers nothing until it can", code="audit", retry_after_s=5.0) from error
 
     def _settle(self) -> None:
         if self.answer is None or self._written or self._closed:

@@ -25,6 +25,8 @@ from bedplate.core.errors import BedplateError, ResourceError
 from bedplate.serve.gateway import Gateway
 from bedplate.serve.settings import ListenSettings
 
+SEND_BUFFER_BYTES = 65_536
+"""Of the kernel, for each connection: left alone it grows to megabytes for a client that does not read."""
 LOG = logging.getLogger("bedplate.serve")
 
 
@@ -57,6 +59,7 @@ def bind(settings: ListenSettings) -> socket.socket:
         raise ResourceError(what, "set another listen.port, or 0 for a free one") from error
     stalled_s = max(1, round(settings.stalled_s))
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
     for name, value in (("TCP_USER_TIMEOUT", stalled_s * 1000), ("TCP_KEEPIDLE", stalled_s), ("TCP_KEEPINTVL", 5), ("TCP_NODELAY", 1)):
         if hasattr(socket, name):  # Linux has them all, and accepted connections inherit them
             listener.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
