@@ -73,6 +73,10 @@ class Tool:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     """A JSON schema."""
 
+    def as_openai(self) -> dict[str, Any]:
+        """As OpenAI's API writes it, and chat templates expect it."""
+        return {"type": "function", "function": {"name": self.name, "description": self.description, "parameters": dict(self.parameters)}}
+
 
 @dataclass(frozen=True)
 class Form:
@@ -159,10 +163,15 @@ class Ask:
     """Who asks: turns are shared out between tenants, and nothing that is cached crosses them."""
     policy: str = ""
     """Name of the policy in force; what is cached does not cross it either."""
+    echo: bool = False
+    """Say the prompt again before the answer, token by token where logprobs are asked. Of its very first token nothing could be foreseen: its
+    logprob is NaN."""
     deadline_s: float | None = None
     """Seconds from now after which nobody waits for the answer any more."""
 
     def __post_init__(self) -> None:
+        if self.echo and self.prompt is None:
+            raise ConfigError("a conversation cannot be said again", "echo goes with a prompt")
         if bool(self.turns) == (self.prompt is not None):
             raise ConfigError("a conversation and a prompt were both given" if self.turns else "nothing was asked", "give turns or a prompt")
 
