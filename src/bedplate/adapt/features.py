@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from bedplate.adapt.encode import collate
 from bedplate.data.corpus_format import StoredSegment
@@ -46,9 +46,17 @@ def pooled(model: FoundationModel, batch: Batch, layers: int) -> Float[torch.Ten
         layers: how many of the last layers' streams are averaged.
     """
     moved = to_torch(batch, model.head.device)
-    hidden = model.hidden(moved, layers)
-    units = (moved.sense > 0).float()
-    tokens = (moved.sense == 0).float()
+    return pool(model.hidden(moved, layers), moved.sense)
+
+
+def pool(hidden: Float[torch.Tensor, "b t d"], sense: Int[torch.Tensor, "b t"]) -> Float[torch.Tensor, "b d"]:
+    """A vector a sequence: the mean over its units, or its tokens where it has none.
+
+    Args:
+        hidden: a state for each position.
+        sense: of each position, as in `Sequence`.
+    """
+    units, tokens = (sense > 0).float(), (sense == 0).float()
     weight = torch.where(units.sum(1, keepdim=True) > 0, units, tokens)[..., None]
     return (hidden * weight).sum(1) / weight.sum(1).clamp_min(1)
 

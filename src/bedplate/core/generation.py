@@ -73,6 +73,10 @@ class Tool:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     """A JSON schema."""
 
+    def as_openai(self) -> dict[str, Any]:
+        """As OpenAI's API writes it, and chat templates expect it."""
+        return {"type": "function", "function": {"name": self.name, "description": self.description, "parameters": dict(self.parameters)}}
+
 
 @dataclass(frozen=True)
 class Form:

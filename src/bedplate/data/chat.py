@@ -6,6 +6,7 @@ plain text afterwards. The template itself runs in modality/chat_template.py.
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -17,8 +18,9 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from bedplate.core.errors import DataError
+from bedplate.core.generation import Tool, ToolCall
 from bedplate.data.tokenizer import Encoder
-from bedplate.modality.chat_template import CHATML, render, template_of
+from bedplate.modality.chat_template import CHATML, render, takes_tools, template_of
 
 
 class Message(NamedTuple):
@@ -27,6 +29,10 @@ class Message(NamedTuple):
     role: str
     """system, user, assistant, or what else the template knows."""
     content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    """What the assistant called in it."""
+    tool_call_id: str = ""
+    """Of a tool's turn: which call it answers."""
 
 
 class Encoded(NamedTuple):
@@ -70,29 +76,46 @@ class ChatTemplate:
 
         return sha256_bytes(self.source.encode())
 
-    def render(self, messages: Sequence[Message], ask: bool = False) -> str:
+    def render(self, messages: Sequence[Message], ask: bool = False, tools: Sequence[Tool] = ()) -> str:
         """The conversation as text.
 
         Args:
             messages: its turns in order.
             ask: end with the beginning of the assistant's next turn.
+            tools: functions that may be called: written by the template where it knows how, else as a paragraph of the system's turn.
         Raises:
             DataError: the template refuses these messages, or is damaged.
         """
-        return self._shown(self._render(messages, ask))
+        return self._shown(self._render(messages, ask, tools))
 
-    def encode(self, messages: Sequence[Message], encoder: Encoder, ask: bool = False) -> Encoded:
+    def ask(self, messages: Sequence[Message], encoder: Encoder, tools: Sequence[Tool] = ()) -> Int[np.ndarray, "t"]:
+        """The conversation up to the beginning of the assistant's next turn, as tokens: those of `encode` where the template allows it.
+
+        Args:
+            messages: its turns in order.
+            encoder: the model's.
+            tools: functions that may be called.
+        Raises:
+            DataError: the template refuses these messages, or is damaged.
+        """
+        try:
+            return self.encode(messages, encoder, True, tools).ids
+        except DataError:  # a template that leaves out earlier thoughts rewrites turns; what it writes now is what the model knows
+            return self._tokens(self._render(messages, True, tools), encoder)
+
+    def encode(self, messages: Sequence[Message], encoder: Encoder, ask: bool = False, tools: Sequence[Tool] = ()) -> Encoded:
         """The conversation as tokens, with the assistant's marked. A prompt and the answer to it are encoded apart, as when answering.
 
         Args:
             messages: its turns in order.
             encoder: the model's.
             ask: end with the beginning of the assistant's next turn.
+            tools: functions that may be called.
         Raises:
             DataError: the template refuses these messages or rewrites earlier turns, so that nobody can tell what the assistant said.
         """
-        whole = self._render(messages, ask)
-        spans = [self._span(messages, number, whole) for number, message in enumerate(messages) if message.role == "assistant"]
+        whole = self._render(messages, ask, tools)
+        spans = [self._span(messages, number, whole, tools) for number, message in enumerate(messages) if message.role == "assistant"]
         ids: list[np.ndarray] = []
         said: list[np.ndarray] = []
         at = 0
@@ -112,9 +135,9 @@ class ChatTemplate:
         marks = self._pattern().findall(answer)
         return sorted({self.special[name] for name in (*marks[:1], self.variables.get("eos_token", ""), "<|endoftext|>") if name in self.special})
 
-    def _span(self, messages: Sequence[Message], number: int, whole: str) -> tuple[int, int]:
+    def _span(self, messages: Sequence[Message], number: int, whole: str, tools: Sequence[Tool] = ()) -> tuple[int, int]:
         """Where in the text the assistant's turn stands: from behind its opening to the last mark that closes it."""
-        before, after = self._render(messages[:number], ask=True), self._render(messages[: number + 1], ask=False)
+        before, after = self._render(messages[:number], True, tools), self._render(messages[: number + 1], False, tools)
         if not after.startswith(before) or not whole.startswith(after.rstrip()):
             raise DataError(
                 f"the chat template writes turn {number + 1} in another way once more turns follow",
@@ -132,8 +155,40 @@ class ChatTemplate:
         parts.append(encoder.encode(self._shown(text[at:])))
         return np.concatenate([part.astype(np.int64) for part in parts])
 
-    def _render(self, messages: Sequence[Message], ask: bool) -> str:
-        return render(self.source, [{"role": m.role, "content": self._hidden(m.content)} for m in messages], ask, self.variables)
+    def _render(self, messages: Sequence[Message], ask: bool, tools: Sequence[Tool] = ()) -> str:
+        if tools and not self.takes_tools:
+            messages, tools = with_tools(messages, tools), ()
+        return render(self.source, [self._turn(message) for message in messages], ask, self.variables, [self._all_hidden(tool.as_openai()) for tool in tools])
+
+    def _turn(self, message: Message) -> dict[str, Any]:
+        """A turn as the template gets it. What it has no place for is written into the text, as it is where tools came as a paragraph."""
+        knows_calls, knows_answers = "tool_calls" in self.source, bool(re.search("[\"']tool[\"']", self.source))
+        content, role = message.content, message.role
+        if message.tool_calls and not knows_calls:
+            content = "\n".join([*([content] if content else []), *map(written, message.tool_calls)])
+        if role == "tool" and not knows_answers:
+            role, content = "user", f"<tool_response>\n{content}\n</tool_response>"
+        turn: dict[str, Any] = {"role": self._hidden(role), "content": self._hidden(content)}
+        if message.tool_calls and knows_calls:
+            turn["tool_calls"] = self._all_hidden(
+                [{"id": call.id, "type": "function", "function": {"name": call.name, "arguments": _arguments(call)}} for call in message.tool_calls]
+            )
+        if message.tool_call_id:
+            turn["tool_call_id"] = self._hidden(message.tool_call_id)
+        return turn
+
+    @functools.cached_property
+    def takes_tools(self) -> bool:
+        """Whether the template writes out tools by itself."""
+        return takes_tools(self.source)
+
+    def _all_hidden(self, value: Any) -> Any:
+        """Every text in a tree hidden."""
+        if isinstance(value, str):
+            return self._hidden(value)
+        if isinstance(value, Mapping):
+            return {self._hidden(str(name)): self._all_hidden(cell) for name, cell in value.items()}
+        return [self._all_hidden(cell) for cell in value] if isinstance(value, (list, tuple)) else value
 
     def _pattern(self) -> re.Pattern[str]:
         names = sorted(self.special, key=len, reverse=True)
@@ -148,6 +203,31 @@ class ChatTemplate:
     def _shown(self, text: str) -> str:
         names = list(self.special)
         return re.sub(f"{_OPEN}(\\d+){_CLOSE}", lambda match: names[int(match[1])], text)
+
+
+def with_tools(messages: Sequence[Message], tools: Sequence[Tool]) -> list[Message]:
+    """A conversation whose first turn says which functions may be called, and how."""
+    listed = "\n".join(json.dumps(tool.as_openai(), ensure_ascii=False) for tool in tools)
+    paragraph = (
+        f"You may call functions. These are known, each as a JSON schema:\n<tools>\n{listed}\n</tools>\n"
+        'To call one, write\n<tool_call>\n{"name": "its name", "arguments": {"argument": "value"}}\n</tool_call>'
+    )
+    if messages and messages[0].role == "system":
+        return [messages[0]._replace(content=f"{messages[0].content}\n\n{paragraph}"), *messages[1:]]
+    return [Message("system", paragraph), *messages]
+
+
+def written(call: ToolCall) -> str:
+    """A call as models of Hermes' kind write one."""
+    return f'<tool_call>\n{{"name": {json.dumps(call.name, ensure_ascii=False)}, "arguments": {call.arguments or "{}"}}}\n</tool_call>'
+
+
+def _arguments(call: ToolCall) -> Any:
+    """Arguments as a tree: templates write them out themselves."""
+    try:
+        return json.loads(call.arguments or "{}")
+    except (ValueError, RecursionError):
+        return call.arguments
 
 
 _OPEN, _CLOSE = "\ue5f0", "\ue5f1"

@@ -11,6 +11,7 @@ becomes `<|mask|>`.
 from __future__ import annotations
 
 import array
+import functools
 import json
 import math
 import re
@@ -103,19 +104,22 @@ class Encoder:
     def __init__(self, tokenizer_json: str) -> None:
         from tokenizers import Tokenizer
 
-        self._whole = Tokenizer.from_str(tokenizer_json)
+        self.whole = Tokenizer.from_str(tokenizer_json)
+        """The library's own, with its special tokens."""
         tree = json.loads(tokenizer_json)
         tree["added_tokens"], tree["post_processor"] = [], None
         self._literal = Tokenizer.from_str(json.dumps(tree))  # knows no special token, so that raw text cannot name one
         self._literal.encode_special_tokens = True
-        self.size = self._whole.get_vocab_size()
+        self.size = self.whole.get_vocab_size()
         self.dtype = token_type(self.size)
-        self._mask = self._whole.token_to_id("<|mask|>")
+        self._mask = self.whole.token_to_id("<|mask|>")
         self._remember = _cuts_at_white_space(tree)
         self._code = "H" if self.dtype.itemsize == 2 else "I"
         self._known: dict[str, bytes] = {}
         self._foreign: set[str] = set()
         self._pieces = _pattern(set())
+        self.tree: dict[str, Any] = tree
+        """The tokenizer.json without its special tokens."""
 
     def encode(self, text: str) -> np.ndarray:
         """Ids of a text; MASK becomes `<|mask|>`, everything else stays text."""
@@ -129,7 +133,26 @@ class Encoder:
 
     def decode(self, ids: np.ndarray) -> str:
         """The text of ids, special tokens written out."""
-        return str(self._whole.decode(ids.tolist(), skip_special_tokens=False))
+        return str(self.whole.decode(ids.tolist(), skip_special_tokens=False))
+
+    @functools.cached_property
+    def token_bytes(self) -> tuple[bytes, ...] | None:
+        """The bytes that each token stands for, by id; the text of tokens is that of their bytes in a row. None: this tokenizer is not made of bytes."""
+        if (self.tree.get("decoder") or {}).get("type") != "ByteLevel":
+            return None
+        letters = _byte_letters()
+        names = {number: name for name, number in self.whole.get_vocab(with_added_tokens=True).items()}
+        found = []
+        for number in range(max(names, default=-1) + 1):
+            name = names.get(number, "")
+            spelled = [letters.get(letter) for letter in name]
+            found.append(name.encode() if None in spelled else bytes(spelled))  # type: ignore[arg-type]
+        return tuple(found)
+
+    @functools.cached_property
+    def special_ids(self) -> frozenset[int]:
+        """Ids of the special tokens."""
+        return frozenset(number for number, token in self.whole.get_added_tokens_decoder().items() if token.special)
 
     def _encode(self, text: str) -> np.ndarray:
         if not self._remember:
@@ -161,6 +184,13 @@ class Encoder:
             return _PIECES
         self._foreign, self._pieces = both, _pattern(both)
         return self._pieces
+
+
+def _byte_letters() -> dict[str, int]:
+    """The letter by which byte-level tokenizers write each byte -> the byte. Source: GPT-2's encoder.py, bytes_to_unicode."""
+    shown = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    hidden = [byte for byte in range(256) if byte not in shown]
+    return {chr(byte): byte for byte in shown} | {chr(256 + place): byte for place, byte in enumerate(hidden)}
 
 
 def _pattern(foreign: set[str]) -> re.Pattern[str]:

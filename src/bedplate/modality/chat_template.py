@@ -8,7 +8,9 @@ from __future__ import annotations
 import datetime as dt
 import json
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from bedplate.core.errors import DataError
 
@@ -44,31 +46,54 @@ def template_of(folder: Path) -> str | None:
     return None
 
 
-def render(source: str, turns: Sequence[Mapping[str, str]], ask: bool, variables: Mapping[str, str]) -> str:
+def render(
+    source: str, turns: Sequence[Mapping[str, Any]], ask: bool, variables: Mapping[str, str], tools: Sequence[Mapping[str, Any]] | None = None
+) -> str:
     """A conversation as text.
 
     Args:
         source: the template.
-        turns: each with role and content, in order.
+        turns: each with role and content, in order; tool_calls and tool_call_id where the template knows them.
         ask: end with the beginning of the assistant's next turn.
         variables: what the template may use by name: bos_token, eos_token.
+        tools: functions as OpenAI's API writes them, for a template that uses them.
     Raises:
         DataError: the template refuses these turns, or is damaged.
     """
     from jinja2 import TemplateError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
-    environment.globals |= {"raise_exception": _refuse, "strftime_now": lambda form: dt.datetime.now().strftime(form)}
-    environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, indent=options.get("indent"))
     try:
-        text = environment.from_string(source).render(messages=list(turns), add_generation_prompt=ask, tools=None, **variables)
+        text = _compiled(source).render(messages=list(turns), add_generation_prompt=ask, tools=list(tools) if tools else None, **variables)
     except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
         roles = ", ".join(turn["role"] for turn in turns)
         raise DataError(f"the chat template does not take this conversation: {error}", f"its roles are {roles}") from error
     if len(text) > MOST_CHARACTERS:
         raise DataError(f"the chat template writes {len(text):,} characters", f"at most {MOST_CHARACTERS:,} are read")
-    return text
+    return str(text)
+
+
+def takes_tools(source: str) -> bool:
+    """Whether a template writes out tools by itself."""
+    from jinja2 import TemplateError, meta
+
+    try:
+        return "tools" in meta.find_undeclared_variables(_environment().parse(source))
+    except (TemplateError, RecursionError):
+        return False
+
+
+@lru_cache(maxsize=64)
+def _compiled(source: str) -> Any:
+    return _environment().from_string(source)
+
+
+def _environment() -> Any:
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+    environment.globals |= {"raise_exception": _refuse, "strftime_now": lambda form: dt.datetime.now().strftime(form)}
+    environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, indent=options.get("indent"))
+    return environment
 
 
 def _refuse(message: str) -> None:

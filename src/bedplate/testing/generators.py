@@ -14,10 +14,12 @@ import math
 import re
 import threading
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from re import _parser as parser  # type: ignore[attr-defined]
 from typing import Any
 
 from bedplate.core.errors import BedplateError, ConfigError, ResourceError, StateError, did_you_mean
@@ -250,7 +252,7 @@ class FakeGenerator:
             allowed = forced or allowed or [0x2E]
             script = [allowed[draw.below(len(allowed))] for _ in range(length)]
         most = min(sampling.max_tokens, room)
-        return _Choice(script[:most], "length" if len(script) > most or sampling.ignore_end else "stop")
+        return _Choice(script[:most], "length" if len(script) > most or not most or sampling.ignore_end else "stop")
 
     def _tool(self, ask: Ask) -> str:
         """The tool that is called: the one that must be, or one whose name the last turn of a user holds."""
@@ -294,7 +296,7 @@ class FakeGenerator:
     def _advance(self, running: _Running, now_s: float) -> bool:
         """One step of one question; whether it has ended."""
         ask = running.ask
-        if running.cancelled or now_s > running.until_s:
+        if running.cancelled or now_s >= running.until_s:
             self._end_all(running, "cancelled" if running.cancelled else "deadline")
             return True
         if now_s < running.due_s:
@@ -423,10 +425,47 @@ def _formed(ask: Ask, draw: _Draw) -> str:
     if form.choice:
         return form.choice[draw.below(len(form.choice))]
     if form.regex is not None:
-        if re.fullmatch(form.regex, literal := re.sub(r"\\(.)", r"\1", form.regex)):
-            return literal
-        raise ConfigError("the fake makes text only for regular expressions that are plain words", "use a choice")
+        return _matching(form.regex, draw)
     return json.dumps(_example(form.schema or {"type": "object", "properties": {"answer": {"type": "string"}}}, draw))
+
+
+def _matching(regex: str, draw: _Draw) -> str:
+    """A text that a plain regular expression matches."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            said = _walked(parser.parse(regex), draw)
+            if re.fullmatch(regex, said):
+                return said
+    except (re.error, RecursionError, OverflowError, ValueError, KeyError, Warning):
+        pass
+    raise ConfigError("the fake makes no text for this regular expression", "use letters, classes, groups, | and repetitions")
+
+
+def _walked(tree: Any, draw: _Draw) -> str:
+    out = ""
+    for kind, about in tree:
+        name = str(kind)
+        if name == "LITERAL":
+            out += chr(about)
+        elif name == "IN":
+            first, what = about[draw.below(len(about))]
+            out += chr(what[0] + draw.below(what[1] - what[0] + 1)) if str(first) == "RANGE" else chr(what) if str(first) == "LITERAL" else _CLASSES[str(what)]
+        elif name in ("MAX_REPEAT", "MIN_REPEAT"):
+            fewest, _, inner = about
+            out += "".join(_walked(inner, draw) for _ in range(min(max(1, fewest), 1000)))
+        elif name == "SUBPATTERN":
+            out += _walked(about[3], draw)
+        elif name == "BRANCH":
+            out += _walked(about[1][draw.below(len(about[1]))], draw)
+        elif name == "ANY":
+            out += "x"
+        elif name != "AT":
+            raise ValueError(name)
+    return out
+
+
+_CLASSES = {"CATEGORY_DIGIT": "7", "CATEGORY_WORD": "w", "CATEGORY_SPACE": " "}
 
 
 def _example(schema: Mapping[str, Any], draw: _Draw, depth: int = 0) -> Any:

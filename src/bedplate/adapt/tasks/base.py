@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from bedplate.adapt.base import Base
 from bedplate.adapt.encode import Item, collate, shorten
 from bedplate.adapt.examples import Row
+from bedplate.adapt.features import pool
 from bedplate.adapt.settings import AdaptSettings
 from bedplate.core.errors import ConfigError
 from bedplate.modality.sequence import Batch
 from bedplate.modality.sequence import Sequence as Positions
 from bedplate.model.batch import to_torch
+from bedplate.model.config import ModelConfig
 from bedplate.model.foundation import FoundationModel, attention_mask
 
 JUDGED_AT_ONCE = 4096
@@ -142,10 +144,16 @@ class Task(ABC):
     def pooled(self, sequences: Sequence[Positions]) -> Float[Tensor, "b d"]:
         """A vector a sequence: the mean over its units, or its tokens where it has none, of the upper half's streams."""
         batch = self.batch(sequences)
-        hidden = self.model.hidden(batch, max(1, self.model.config.num_hidden_layers // 2))
-        units, tokens = (batch.sense > 0).float(), (batch.sense == 0).float()
-        weight = torch.where(units.sum(1, keepdim=True) > 0, units, tokens)[..., None]
-        return (hidden * weight).sum(1) / weight.sum(1).clamp_min(1)
+        return pool(self.model.hidden(batch, self.layers), batch.sense)
+
+    @property
+    def layers(self) -> int:
+        """Last layers whose streams heads look at: the upper half."""
+        return upper_half(self.model.config)
+
+    def of_pooled(self, pooled: Float[Tensor, "b d"]) -> Sequence[Any]:
+        """What the head says of pooled features, by whoever they were computed; the type is the task's own."""
+        raise ConfigError(f"the task {self.name!r} says nothing of one vector", "predict with a Worker")
 
     @torch.no_grad()
     def features(self, sequences: Sequence[Positions]) -> Float[np.ndarray, "n d"]:
@@ -173,6 +181,11 @@ class Joint(Task):
 
     def loss_sum(self, items: Sequence[Item]) -> Tensor:
         return self.joint_loss_sum(self.vectors(items), items)
+
+
+def upper_half(config: ModelConfig) -> int:
+    """Layers in the upper half of a model."""
+    return max(1, config.num_hidden_layers // 2)
 
 
 def linear_head(weight: np.ndarray, bias: np.ndarray, device: torch.device) -> nn.Linear:

@@ -92,8 +92,12 @@ class Classify(Task):
 
     def logits(self, items: Sequence[Item]) -> Float[Tensor, "b c"]:
         """Scores of every label, differentiable."""
+        return self.scores(self.pooled([item.sequences[0] for item in items]))
+
+    def scores(self, pooled: Float[Tensor, "b d"]) -> Float[Tensor, "b c"]:
+        """Scores of every label, of pooled features."""
         assert self.head is not None
-        scores: Tensor = self.head(self.pooled([item.sequences[0] for item in items]).float())
+        scores: Tensor = self.head(pooled.float())
         return scores
 
     def loss_sum(self, items: Sequence[Item]) -> Tensor:
@@ -141,7 +145,15 @@ class Classify(Task):
 
     def answer(self, items: Sequence[Item]) -> list[Label]:
         """What it says of each."""
-        probabilities = np.exp(log_probabilities(self.all_logits(items) / self.temperature, self.several)[0])
+        return self.labels(self.all_logits(items))
+
+    @torch.no_grad()
+    def of_pooled(self, pooled: Float[Tensor, "b d"]) -> list[Label]:
+        return self.labels(self.scores(pooled).float().cpu().numpy())
+
+    def labels(self, logits: Float[np.ndarray, "n c"]) -> list[Label]:
+        """Scores in words, with calibrated probabilities."""
+        probabilities = np.exp(log_probabilities(logits / self.temperature, self.several)[0])
         answers = []
         for row in probabilities:
             ordered = {self.names[i]: float(row[i]) for i in np.argsort(-row, kind="stable")}

@@ -60,8 +60,16 @@ class Embed(Joint):
         self.head = linear_head(np.diag(1 / spread), -mean / spread, self.model.head.device)
 
     def vectors(self, items: Sequence[Item]) -> Float[Tensor, "s d"]:
+        return self.turned(self.pooled([one for item in items for one in item.sequences]))
+
+    def turned(self, pooled: Float[Tensor, "s d"]) -> Float[Tensor, "s d"]:
+        """Vectors of length one, of pooled features."""
         assert self.head is not None
-        return F.normalize(self.head(self.pooled([one for item in items for one in item.sequences]).float()), dim=1)
+        return F.normalize(self.head(pooled.float()), dim=1)
+
+    @torch.no_grad()
+    def of_pooled(self, pooled: Float[Tensor, "b d"]) -> list[Vector]:
+        return [Vector(tuple(row)) for row in self.turned(pooled).tolist()]
 
     def joint_loss_sum(self, vectors: Float[Tensor, "s d"], items: Sequence[Item]) -> Tensor:
         scores = self.scores(vectors, items) / self.settings.embed.temperature

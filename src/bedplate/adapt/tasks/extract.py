@@ -146,7 +146,7 @@ class Extract(Task):
     def states(self, items: Sequence[Item]) -> Float[Tensor, "w d"]:
         """A vector of every word of every item, in their order: the upper half's streams at its last token. Differentiable."""
         batch = self.batch([one for item in items for one in item.sequences])
-        return self.model.hidden(batch, max(1, self.model.config.num_hidden_layers // 2))[batch.token_loss]
+        return self.model.hidden(batch, self.layers)[batch.token_loss]
 
     def logits(self, items: Sequence[Item]) -> Float[Tensor, "w c"]:
         """Scores of every word's tags, differentiable."""

@@ -61,8 +61,12 @@ class Regress(Task):
 
     def numbers(self, items: Sequence[Item]) -> Float[Tensor, "b"]:
         """A standardised number for each, differentiable."""
+        return self.of_features(self.pooled([item.sequences[0] for item in items]))
+
+    def of_features(self, pooled: Float[Tensor, "b d"]) -> Float[Tensor, "b"]:
+        """Standardised numbers of pooled features."""
         assert self.head is not None
-        found: Tensor = self.head(self.pooled([item.sequences[0] for item in items]).float())[:, 0]
+        found: Tensor = self.head(pooled.float())[:, 0]
         return found
 
     def loss_sum(self, items: Sequence[Item]) -> Tensor:
@@ -103,7 +107,15 @@ class Regress(Task):
 
     def answer(self, items: Sequence[Item]) -> list[Number]:
         """What it says of each."""
-        values = self.all_numbers(items) * self.spread + self.mean
+        return self.in_unit(self.all_numbers(items))
+
+    @torch.no_grad()
+    def of_pooled(self, pooled: Float[Tensor, "b d"]) -> list[Number]:
+        return self.in_unit(self.of_features(pooled).float().cpu().numpy())
+
+    def in_unit(self, standardised: Float[np.ndarray, "n"]) -> list[Number]:
+        """Numbers in the unit of the examples, with their ranges."""
+        values = standardised * self.spread + self.mean
         return [Number(float(v), *((None, None) if self.error is None else (float(v) - self.error, float(v) + self.error))) for v in values]
 
     def facts(self) -> dict[str, Any]:

@@ -1,0 +1,153 @@
+"""A question as positions: turns through the chat template, pictures, sounds and numbers as units, texts and token ids as they are.
+
+What is seen or heard stands behind the first token, before all that is said of it: so adaptation teaches it (adapt/tasks/generate.py). A classifying or
+embedding worker looks at the words of the last turn, and no template.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bedplate.adapt.base import Base
+from bedplate.adapt.encode import Tokens, compose, said, shorten
+from bedplate.adapt.tasks import Task
+from bedplate.adapt.tasks.generate import Generate
+from bedplate.core.errors import BedplateError, ConfigError, DataError
+from bedplate.core.generation import Ask, Part, Turn
+from bedplate.data.chat import Message
+from bedplate.data.document import Segment
+from bedplate.modality import audio, image
+from bedplate.modality.sequence import Sequence as Positions
+
+MOST_BYTES = 64 * 1024**2
+"""Of one picture, sound or table."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked, as the model reads it."""
+
+    positions: Positions
+    text: str
+    """For an echo: the prompt; a conversation has none."""
+
+
+def read(base: Base, task: Task | None, ask: Ask) -> Question:
+    """A question as positions.
+
+    Args:
+        base: the model with its tokenizer and template.
+        task: of the worker that is asked; None: the base itself.
+        ask: the question.
+    Raises:
+        ConfigError: it holds a sense that the model never learned, or tokens that it does not have.
+        DataError: a picture, sound or table cannot be read, or the template refuses the turns.
+    """
+    try:
+        if ask.want == "text":
+            return _prompt(base, task, ask) if ask.prompt is not None else Question(_conversation(base, task, ask), "")
+        return Question(_look(base, task, ask), "")
+    except BedplateError:
+        raise
+    except (ValueError, TypeError, OverflowError, MemoryError) as error:  # decoders of pictures and sounds raise many kinds on hostile files
+        raise DataError(f"the question cannot be read: {str(error)[:200]}", "send a smaller or an intact file") from error
+
+
+def ends_of(base: Base, task: Task | None) -> frozenset[int]:
+    """Tokens that end an answer of a worker."""
+    return frozenset(base.ends.ids.tolist() if _raw(task) else base.template.ends())
+
+
+def _raw(task: Task | None) -> bool:
+    """Whether a worker learned prompts without a chat template."""
+    return isinstance(task, Generate) and task.settings.data.template == "raw"
+
+
+def _prompt(base: Base, task: Task | None, ask: Ask) -> Question:
+    if isinstance(ask.prompt, str):
+        ids = base.encoder.encode(ask.prompt).astype(np.int64).tolist()
+        text = ask.prompt
+        if _raw(task) or not ids:  # what stands before every document; without it there would be nothing to read
+            ids = [*base.ends.ids.tolist(), *ids]
+    else:
+        assert ask.prompt is not None
+        ids = list(ask.prompt)
+        vocabulary = base.model.config.vocab_size
+        if unknown := [token for token in ids if not 0 <= token < vocabulary]:
+            raise ConfigError(f"the prompt holds token {unknown[0]}", f"tokens go from 0 to {vocabulary - 1}")
+        if not ids:
+            ids = base.ends.ids.tolist()
+        text = base.decode(np.array(ids, np.int64))
+    return Question(compose([said(ids, False)], base.model.config), text)
+
+
+def _conversation(base: Base, task: Task | None, ask: Ask) -> Positions:
+    seen = [_segment(base, part) for turn in ask.turns for part in turn.parts if part.sense != "text"]
+    if _raw(task):
+        words = "\n\n".join(turn.text for turn in ask.turns)
+        return compose([base.ends, *seen, base.words(words)], base.model.config)
+    messages = [Message(turn.role, turn.text, turn.tool_calls, turn.tool_call_id) for turn in ask.turns]
+    tools = () if ask.tool_choice == "none" else ask.tools
+    ids = base.template.ask(messages, base.encoder, tools)
+    first = int(len(ids) > 0 and base.ends.ids[0] == ids[0])
+    return compose([said(ids[:first], False), *seen, said(ids[first:], False)], base.model.config)
+
+
+def _look(base: Base, task: Task | None, ask: Ask) -> Positions:
+    """Something to be looked at: as adaptation looks at it (`Base.look`)."""
+    if isinstance(ask.prompt, tuple):
+        parts: list[Tokens | Segment] = [base.ends, said(list(ask.prompt), False), base.ends]
+        if unknown := [token for token in ask.prompt if not 0 <= token < base.model.config.vocab_size]:
+            raise ConfigError(f"the prompt holds token {unknown[0]}", f"tokens go from 0 to {base.model.config.vocab_size - 1}")
+        positions = compose(parts, base.model.config)
+    else:
+        last: Sequence[Part] = (Part("text", ask.prompt),) if ask.prompt is not None else _last(ask.turns)
+        words = "".join(part.text for part in last)
+        seen = [_segment(base, part) for part in last if part.sense != "text"]
+        if not words.strip() and not seen:
+            raise DataError("there is nothing to look at", "give a text, a picture, a sound or numbers")
+        positions = base.look([*([Segment("text", words)] if words.strip() else []), *seen])
+    return task.fit(positions) if task is not None else shorten(positions, base.model.config.max_position_embeddings)
+
+
+def _last(turns: Sequence[Turn]) -> Sequence[Part]:
+    return turns[-1].parts
+
+
+def _segment(base: Base, part: Part) -> Segment:
+    """A picture, sound or series as the model learned such."""
+    present: dict[str, Any] = dict(base.model.config.senses.present())
+    spec = present.get(part.sense)
+    if spec is None:
+        raise ConfigError(f"there is {part.sense}, but the model never learned it", f"it knows text{''.join(f', {name}' for name in present)}")
+    if len(part.data) > MOST_BYTES:
+        raise ConfigError(f"the {part.sense} has {len(part.data):,} bytes", f"at most {MOST_BYTES:,} are read")
+    if part.sense == "image":
+        return Segment("image", image.decode(part.data, spec))
+    if part.sense == "audio":
+        return Segment("audio", audio.decode(part.data, spec))
+    return Segment("series", _numbers(part.data)[-spec.max_points :])
+
+
+def _numbers(data: bytes) -> np.ndarray:
+    """The last column of a CSV table, which may begin with a header."""
+    try:
+        rows = [row for row in csv.reader(io.StringIO(data.decode("utf-8"), newline="")) if row]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"the series is no CSV table: {error}", "send one number a line") from error
+    found = []
+    for number, row in enumerate(rows):
+        try:
+            found.append(float(row[-1] or "nan"))
+        except ValueError as error:
+            if number:
+                raise DataError(f"line {number + 1} of the series ends in {row[-1][:40]!r}", "send one number a line") from error
+    if not np.isfinite(found).any():
+        raise DataError("the series holds no number", "send one number a line")
+    return np.array(found, np.float32)

@@ -1,0 +1,321 @@
+"""What every Generator keeps to, as tests that anybody can run over their own: subclass, give the generator, say what it cannot do.
+
+    class TestMine(GeneratorContract):
+        lacks = frozenset({"logprobs"})
+
+        @pytest.fixture(scope="class")
+        def generator(self):
+            yield MyGenerator()
+
+What a generator lacks it has to refuse, in words; so nothing is skipped.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
+
+from bedplate.core.contracts import Generator
+from bedplate.core.errors import BedplateError, ConfigError
+from bedplate.core.generation import Ask, Form, Piece, Sampling, Ticket, Tool, Turn
+
+Ability = Literal["logprobs", "echo", "form", "vectors", "token_prompts", "counts", "seeds", "n"]
+"""What not every generator can do: tell logprobs; say the prompt again with them; keep to a form; give vectors; read token ids; know how many positions a
+question takes; say the same for the same seed; give several answers."""
+LONGEST_S = 60.0
+
+
+class Heard:
+    """The pieces of one answer, as they are delivered."""
+
+    def __init__(self, generator: Generator, ask: Ask, each: Callable[[Piece], None] = lambda piece: None) -> None:
+        self.pieces: list[Piece] = []
+        self.after_last = 0
+        self.threads: set[int] = set()
+        self._over = threading.Event()
+        self._each = each
+        self.ticket: Ticket = generator.submit(ask, self._take)
+
+    def _take(self, piece: Piece) -> None:
+        self.threads.add(threading.get_ident())
+        if self._over.is_set():
+            self.after_last += 1
+        self.pieces.append(piece)
+        self._each(piece)
+        if piece.last:
+            self._over.set()
+
+    def wait(self) -> list[Piece]:
+        """All pieces, once the last is there."""
+        assert self._over.wait(LONGEST_S), f"no last piece within {LONGEST_S:.0f} s; so far {len(self.pieces)}"
+        return self.pieces
+
+    def texts(self) -> list[str]:
+        """The text of every choice."""
+        said = [""] * (1 + max((piece.choice for piece in self.wait()), default=0))
+        for piece in self.pieces:
+            said[piece.choice] += piece.text
+        return said
+
+
+class GeneratorContract:
+    """Tests that hold for every generator. A subclass gives the fixture `generator`."""
+
+    lacks: ClassVar[frozenset[Ability]] = frozenset()
+    worker: ClassVar[str] = ""
+    """Who is asked."""
+    long_tokens: ClassVar[int] = 64
+    """Length of an answer that is still under way when its first piece has come."""
+
+    def ask(self, text: str = "tell me of the river", **sampling: Any) -> Ask:
+        """A question with an answer of a known length."""
+        given = {"max_tokens": 16, "ignore_end": True, **sampling}
+        return Ask(worker=self.worker, turns=(Turn.of("user", text),), sampling=Sampling(**given))
+
+    def refused(self, generator: Generator, ask: Ask) -> BedplateError:
+        """The error with which a question is refused: at once, or as the only piece, where another machine has to be asked."""
+        try:
+            heard = Heard(generator, ask)
+        except BedplateError as error:
+            assert error.message and error.hint, "an error says what to do about it"
+            return error
+        pieces = heard.wait()
+        assert [piece.finish for piece in pieces] == ["error"], pieces
+        error = pieces[0].error
+        assert error is not None and error.message and error.hint
+        return error
+
+    # Streaming.
+
+    def test_pieces_come_in_order_and_end_once(self, generator: Generator) -> None:
+        heard = Heard(generator, self.ask(n=1))
+        pieces = heard.wait()
+        assert [piece.finish for piece in pieces if piece.finish] == ["length"]
+        assert pieces[-1].finish == "length" and pieces[-1].usage is not None and heard.after_last == 0
+        assert all(piece.usage is None for piece in pieces[:-1]) and len(heard.threads) == 1
+        assert heard.texts()[0]
+
+    def test_what_it_costs(self, generator: Generator) -> None:
+        ask = self.ask(max_tokens=9)
+        usage = Heard(generator, ask).wait()[-1].usage
+        assert usage is not None and usage.completion_tokens == 9
+        assert 0 <= usage.cached_tokens <= usage.prompt_tokens
+        counted = generator.count(ask)
+        assert counted > 0 and ("counts" in self.lacks or counted == usage.prompt_tokens)
+
+    def test_nothing_may_be_said(self, generator: Generator) -> None:
+        pieces = Heard(generator, self.ask(max_tokens=0)).wait()
+        assert "".join(piece.text for piece in pieces) == "" and pieces[-1].finish == "length"
+        assert pieces[-1].usage is not None and pieces[-1].usage.completion_tokens == 0
+
+    def test_a_prompt_is_continued(self, generator: Generator) -> None:
+        ask = Ask(worker=self.worker, prompt="Once upon a", sampling=Sampling(max_tokens=8, ignore_end=True))
+        assert Heard(generator, ask).wait()[-1].finish == "length"
+
+    def test_the_likeliest_is_said_again(self, generator: Generator) -> None:
+        first, second = (Heard(generator, self.ask()).texts() for _ in range(2))
+        assert first == second
+
+    # Drawing.
+
+    def test_equal_seeds_give_equal_answers(self, generator: Generator) -> None:
+        ask = self.ask(temperature=1.0, seed=3)
+        if "seeds" in self.lacks:
+            assert Heard(generator, ask).texts()[0]
+            return
+        first, second = (Heard(generator, ask).texts() for _ in range(2))
+        others = {Heard(generator, self.ask(temperature=1.0, seed=seed)).texts()[0] for seed in range(4, 8)}
+        assert first == second and others != {first[0]}
+
+    def test_several_answers(self, generator: Generator) -> None:
+        ask = self.ask(temperature=1.0, seed=5, n=3)
+        if "n" in self.lacks:
+            assert isinstance(self.refused(generator, ask), ConfigError)
+            return
+        heard = Heard(generator, ask)
+        pieces = heard.wait()
+        for choice in range(3):
+            own = [piece for piece in pieces if piece.choice == choice]
+            assert [piece.finish for piece in own].count("length") == 1 and own[-1].finish == "length"
+        usage = pieces[-1].usage
+        assert usage is not None and usage.completion_tokens == 3 * 16
+        assert len(set(heard.texts())) > 1
+        if "seeds" not in self.lacks:
+            assert heard.texts()[0] == Heard(generator, self.ask(temperature=1.0, seed=5)).texts()[0]
+
+    # Stop strings.
+
+    def test_nothing_of_a_stop_string_leaves(self, generator: Generator) -> None:
+        whole = Heard(generator, self.ask(max_tokens=24)).texts()[0]
+        assert len(whole) > 4
+        for start in range(1, len(whole) - 3, max(1, len(whole) // 5)):
+            for length in (1, 3):
+                stop = whole[start : start + length]
+                if "\ufffd" in stop:
+                    continue
+                heard = Heard(generator, self.ask(max_tokens=24, stop=(stop, "never said \x00")))
+                assert heard.texts()[0] == whole[: whole.find(stop)]
+                assert heard.pieces[-1].finish == "stop"
+
+    def test_a_stop_string_that_never_comes_changes_nothing(self, generator: Generator) -> None:
+        whole = Heard(generator, self.ask(max_tokens=24)).texts()[0]
+        heard = Heard(generator, self.ask(max_tokens=24, stop=(whole[-1] + "\x00\x00",)))
+        assert heard.texts()[0] == whole and heard.pieces[-1].finish == "length"
+
+    # Ending early.
+
+    def test_a_cancelled_answer_ends(self, generator: Generator) -> None:
+        begun = threading.Event()
+        heard = Heard(generator, self.ask(max_tokens=self.long_tokens), lambda piece: begun.set())
+        assert begun.wait(LONGEST_S)
+        heard.ticket.cancel()
+        heard.ticket.cancel()
+        last = heard.wait()[-1]
+        assert last.finish in ("cancelled", "length") and last.usage is not None
+        heard.ticket.cancel()
+        assert heard.after_last == 0
+        assert Heard(generator, self.ask()).wait()[-1].finish == "length", "others are answered as before"
+
+    def test_a_waiting_question_can_be_cancelled(self, generator: Generator) -> None:
+        several = [Heard(generator, self.ask(max_tokens=self.long_tokens)) for _ in range(4)]
+        for heard in several:
+            heard.ticket.cancel()
+        assert all(heard.wait()[-1].finish in ("cancelled", "length") for heard in several)
+
+    def test_nobody_waits_behind_a_deadline(self, generator: Generator) -> None:
+        started = time.monotonic()
+        heard = Heard(generator, replace(self.ask(max_tokens=self.long_tokens), deadline_s=0.0))
+        assert heard.wait()[-1].finish == "deadline" and heard.pieces[-1].usage is not None
+        assert time.monotonic() - started < LONGEST_S
+
+    # Refusing.
+
+    def test_an_unknown_worker_is_refused(self, generator: Generator) -> None:
+        self.refused(generator, replace(self.ask(), worker="nobody of this name"))
+
+    def test_too_long_a_question_is_refused(self, generator: Generator) -> None:
+        longest = max(card.context_tokens for card in generator.workers())
+        self.refused(generator, self.ask("river 7 " * longest))
+
+    def test_a_refused_question_harms_no_other(self, generator: Generator) -> None:
+        under_way = Heard(generator, self.ask())
+        self.refused(generator, replace(self.ask(), worker="nobody of this name"))
+        assert under_way.wait()[-1].finish == "length"
+
+    # Characters.
+
+    def test_any_text_can_be_asked_and_only_whole_characters_come(self, generator: Generator) -> None:
+        for text in ("Łódź 早上好 🌊 ½", "\u202e rtl \u200b", "<|im_end|><|im_start|>system", "a\x00b", "\r\n\t ", "e\u0301" * 5):
+            heard = Heard(generator, self.ask(text))
+            for piece in heard.wait():
+                piece.text.encode("utf-8")  # no half of a pair
+            assert heard.pieces[-1].finish == "length"
+
+    # What not everybody can.
+
+    def test_numbers_of_tokens(self, generator: Generator) -> None:
+        ask = self.ask(logprobs=2)
+        if "logprobs" in self.lacks:
+            assert isinstance(self.refused(generator, ask), ConfigError)
+            return
+        heard = Heard(generator, ask)
+        numbers = [number for piece in heard.wait() for number in piece.logprobs]
+        assert len(numbers) == 16
+        for number in numbers:
+            assert number.said.logprob <= 1e-6 and len(number.top) == 2 and number.top[0].logprob >= number.top[1].logprob
+        assert heard.texts() == Heard(generator, self.ask()).texts(), "asking for numbers changes nothing"
+
+    def test_an_echo_says_the_prompt_with_its_numbers(self, generator: Generator) -> None:
+        ask = Ask(worker=self.worker, prompt="the river carries boats", echo=True, sampling=Sampling(max_tokens=1, ignore_end=True, logprobs=1))
+        if "echo" in self.lacks:
+            assert isinstance(self.refused(generator, ask), ConfigError)
+            return
+        heard = Heard(generator, ask)
+        numbers = [number for piece in heard.wait() for number in piece.logprobs]
+        assert heard.texts()[0].startswith("the river carries boats")
+        assert numbers[0].said.logprob != numbers[0].said.logprob, "nothing stands before the first"
+        assert all(number.said.logprob <= 1e-6 for number in numbers[1:])
+        usage = heard.pieces[-1].usage
+        assert usage is not None and len(numbers) == usage.prompt_tokens + 1
+
+    def test_a_form_is_kept_to(self, generator: Generator) -> None:
+        forms: Sequence[tuple[Form, Callable[[str], bool]]] = (
+            (Form(choice=("yes", "no", "perhaps")), lambda said: said in ("yes", "no", "perhaps")),
+            (Form(regex="[a-c]{3}-[0-9]{2}"), lambda said: len(said) == 6 and said[3] == "-"),
+            (Form(schema={"type": "object", "properties": {"a": {"enum": [1, 22]}}, "required": ["a"], "additionalProperties": False}), _is_a),
+        )
+        for form, holds in forms:
+            ask = replace(self.ask(max_tokens=200, ignore_end=False), form=form)
+            if "form" in self.lacks:
+                assert isinstance(self.refused(generator, ask), ConfigError)
+                continue
+            heard = Heard(generator, ask)
+            assert heard.wait()[-1].finish == "stop" and holds(heard.texts()[0]), heard.texts()
+
+    def test_a_tool_that_must_be_called_is_called(self, generator: Generator) -> None:
+        schema = {"type": "object", "properties": {"city": {"enum": ["Rome", "Oslo"]}}, "required": ["city"], "additionalProperties": False}
+        ask = replace(self.ask(max_tokens=200, ignore_end=False), tools=(Tool("weather", "of a city", schema), Tool("time")), tool_choice="weather")
+        if "form" in self.lacks:
+            assert isinstance(self.refused(generator, ask), ConfigError)
+            return
+        heard = Heard(generator, ask)
+        calls = [call for piece in heard.wait() for call in piece.tool_calls]
+        assert heard.pieces[-1].finish == "tool_calls" and heard.texts()[0] == ""
+        assert [call.name for call in calls] == ["weather"] and json.loads(calls[0].arguments)["city"] in ("Rome", "Oslo") and calls[0].id
+
+    def test_vectors(self, generator: Generator) -> None:
+        def asked(text: str) -> Ask:
+            return Ask(worker=self.worker, prompt=text, want="vector")
+
+        if "vectors" in self.lacks:
+            assert isinstance(self.refused(generator, asked("a")), ConfigError)
+            return
+        first, second, other = (Heard(generator, asked(text)).wait() for text in ("the river", "the river", "lamps and birds"))
+        assert first[-1].vector is not None and other[-1].vector is not None and len(first) == 1 and first[-1].usage is not None
+        assert first[-1].vector == second[-1].vector != other[-1].vector and abs(sum(x * x for x in first[-1].vector) - 1) < 1e-3
+
+    def test_token_ids_are_read_as_they_are(self, generator: Generator) -> None:
+        ask = Ask(worker=self.worker, prompt=(40, 41, 42, 43), sampling=Sampling(max_tokens=4, ignore_end=True))
+        if "token_prompts" in self.lacks:
+            assert isinstance(self.refused(generator, ask), ConfigError)
+            return
+        usage = Heard(generator, ask).wait()[-1].usage
+        assert usage is not None and usage.prompt_tokens == 4
+        self.refused(generator, replace(ask, prompt=(10**9,)))
+
+    # Many at once.
+
+    def test_many_threads_hear_what_one_hears(self, generator: Generator) -> None:
+        asks = [self.ask(f"river {number}", max_tokens=8 + number) for number in range(6)]
+        alone = [Heard(generator, ask).texts() for ask in asks]
+        with ThreadPoolExecutor(12) as pool:
+            together = list(pool.map(lambda ask: Heard(generator, ask).texts(), asks * 2))
+        assert together == alone * 2
+
+    def test_it_says_who_can_be_asked_and_how_busy_it_is(self, generator: Generator) -> None:
+        cards = generator.workers()
+        assert cards[0].name == "" and len({card.name for card in cards}) == len(cards)
+        assert all(card.context_tokens > 0 and card.task and "text" in card.senses for card in cards)
+        Heard(generator, self.ask()).wait()
+        until = time.monotonic() + LONGEST_S
+        while (load := generator.load()).running + load.waiting and time.monotonic() < until:
+            time.sleep(0.01)
+        assert load.running == load.waiting == 0 and 0 <= load.cache_used <= 1
+
+    def test_closing_ends_what_is_under_way(self, make: Callable[[], Generator]) -> None:
+        """`make` opens another generator of the kind."""
+        generator = make()
+        several = [Heard(generator, self.ask(max_tokens=self.long_tokens)) for _ in range(3)]
+        generator.close()
+        assert all(heard.wait()[-1].finish in ("cancelled", "length", "error") for heard in several)
+        self.refused(generator, self.ask())
+        generator.close()
+
+
+def _is_a(said: str) -> bool:
+    return json.loads(said) in ({"a": 1}, {"a": 22})
