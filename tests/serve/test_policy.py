@@ -101,10 +101,10 @@ def test_a_receipt_of_another_tenant_is_not_there(tmp_path):
             assert httpx.get(place, headers={"authorization": f"Bearer {other}"}).status_code == status
 
 
-@pytest.mark.parametrize(("mode", "there", "gone"), [("none", ["jo@example.org"], []), ("redact", ['"redacted": {"e-mail'], ["jo@example.org"]), ("digests", [], ["jo@example.org", "write to"])])
+@pytest.mark.parametrize(("mode", "there", "gone"), [("none", ["jo.miller@kestrelbank.com"], []), ("redact", ['"redacted": {"e-mail'], ["jo.miller@kestrelbank.com"]), ("digests", [], ["jo.miller@kestrelbank.com", "write to"])])
 def test_personal_data_is_written_down_as_the_policy_says(tmp_path, mode, there, gone):
     with serving(tmp_path, audit=tmp_path / "audit", redact=RedactSettings(mode=mode)) as served:
-        post(served, {**ASKED, "messages": [{"role": "user", "content": "write to jo@example.org"}]})
+        post(served, {**ASKED, "messages": [{"role": "user", "content": "write to jo.miller@kestrelbank.com"}]})
     told = "".join(json.dumps(one) for one in records(tmp_path / "audit"))
     assert all(word in told for word in there) and not any(word in told for word in gone)
     assert served.key not in told
