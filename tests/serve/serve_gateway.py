@@ -26,7 +26,7 @@ class Served:
 
 
 @contextmanager
-def serving(folder, fake=None, scopes=USER, table=ROUTES, listen=None, remotes=None, routes_file=None, **changes):
+def serving(folder, fake=None, scopes=USER, table=ROUTES, listen=None, remotes=None, routes_file=None, close=True, **changes):
     """A gateway in a thread of its own; ended at the end."""
     folder.mkdir(parents=True, exist_ok=True)
     made = keys.add(folder / "keys.json", name="tests", tenant="soc", scopes=scopes)
@@ -45,5 +45,6 @@ def serving(folder, fake=None, scopes=USER, table=ROUTES, listen=None, remotes=N
     finally:
         server.should_exit = True
         thread.join(20)
-        fake.close()
+        if close:
+            fake.close()
         assert not thread.is_alive()
