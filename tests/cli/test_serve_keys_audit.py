@@ -55,7 +55,10 @@ def test_an_audit_that_holds(audit, tmp_path, run):
     code, out, err = run("serve", "audit", "verify", folder)
     assert code == 0 and "exchange it" in err
     code, out, _ = run("serve", "audit", "verify", folder, "--json")
-    assert code == 0 and json.loads(out)["holds"] and json.loads(out)["key"] == signer.public.id
+    told = json.loads(out)
+    assert code == 0 and told["holds"] and told["key"] == signer.public.id and told["records"] == 4
+    assert run("serve", "audit", "verify", folder, "--anchors", told["anchor"])[0] == 0
+    assert run("serve", "audit", "verify", folder, "--anchors", f"5{told['anchor'][1:]}")[0] == 4
 
 
 def test_an_audit_that_does_not(audit, tmp_path, run):

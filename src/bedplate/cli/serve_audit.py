@@ -14,7 +14,7 @@ def verify(folder: Path, *, key: Path | None = None, anchors: tuple[str, ...] = 
     Args:
         folder: the audit's folder; nothing in it is changed.
         key: the gateway's public key (PEM), from somewhere safe; by default the one in the folder, which whoever can write there can exchange.
-        anchors: places of the log noted elsewhere, as n:hash (each answer carries one in x-bedplate-anchor); may be repeated.
+        anchors: places of the log noted elsewhere, as n:hash; an earlier verification told one. May be repeated.
         start: the first record that must be there, where earlier files were archived.
     """
     from bedplate.core.errors import ConfigError, IntegrityError
@@ -46,6 +46,7 @@ def verify(folder: Path, *, key: Path | None = None, anchors: tuple[str, ...] = 
             "closed": report.closed,
             "torn_bytes": report.torn_bytes,
             "key": public.id,
+            "anchor": str(report.end),
             "findings": [finding._asdict() for finding in report.findings],
         }
     )
@@ -53,6 +54,7 @@ def verify(folder: Path, *, key: Path | None = None, anchors: tuple[str, ...] = 
         more = f" (and {len(report.findings) - 1} more)" if len(report.findings) > 1 else ""
         hint = "compare it with a copy; what stands before the first finding holds"
         raise IntegrityError(f"the audit in {folder} does not hold: {report.findings[0]}{more}", hint)
+    console.say(f"to find a log that was put back to this state or an earlier one, keep elsewhere and give next time: --anchors {report.end}")
     console.print("holds")
 
 
