@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 
 from bedplate.adapt.settings import AdaptSettings
+from bedplate.cli.reference import table_of
 from bedplate.data.build_settings import BuildSettings
 from bedplate.pretrain.settings import PretrainSettings
+from bedplate.serve.guard_rules import GuardSettings
 
 TESTS = Path(__file__).resolve().parents[1]
-SETTINGS = {"build": BuildSettings, "pretrain": PretrainSettings, "adapt": AdaptSettings}
+SETTINGS = {"build": BuildSettings, "pretrain": PretrainSettings, "adapt": AdaptSettings, "guards": GuardSettings}
 
 # What shows it (file under tests/, function) -> the keys it shows.
 SHOWN = {
@@ -89,14 +91,17 @@ SHOWN = {
         ),
         "adapt/test_settings.py::test_settings_of_the_machine": "train.threads train.device train.positions_per_micro",
     },
+    "guards": {
+        "serve/test_guards.py::test_guards_toml": "rules.name rules.reason rules.on rules.literals rules.regexes rules.ignore_case",
+    },
 }  # fmt: skip
 
 
 def leaves(settings, before=""):
     kinds = typing.get_type_hints(settings)
     for field in dataclasses.fields(settings):
-        if dataclasses.is_dataclass(kinds[field.name]):
-            yield from leaves(kinds[field.name], f"{before}{field.name}.")
+        if dataclasses.is_dataclass(kinds[field.name]) or table_of(kinds[field.name]):
+            yield from leaves((table_of(kinds[field.name]) or [kinds[field.name]])[0], f"{before}{field.name}.")
         else:
             yield before + field.name
 

@@ -160,14 +160,24 @@ def test_time_is_linear_where_a_backtracking_engine_explodes():
 
 def test_guards_toml(tmp_path):
     file = tmp_path / "guards.toml"
-    file.write_text('[[rules]]\nname = "a"\nliterals = ["x"]\non = ["answer"]\nreason = "no x"\n[[rules]]\nname = "b"\nregexes = ["y{2}"]\nignore_case = false\n')
+    file.write_text("""
+        [[rules]]
+        name = "a"
+        literals = ["x"]
+        on = ["answer"]
+        reason = "no x"
+        [[rules]]
+        name = "b"
+        regexes = ["y{2}"]
+        ignore_case = false
+    """)
     settings = read(file)
     (prompt,), (answer,) = rule_guards(settings, "prompt"), rule_guards(settings, "answer")
     assert prompt.check("X").allowed and answer.check("X") == Verdict(False, "no x", "a")
     assert prompt.check("YY").allowed and not prompt.check("yy").allowed
     assert rule_guards(GuardSettings(), "prompt") == ()
-    for wrong in ('[[rules]]\nname="a"\n', '[[rules]]\nname="a"\nliterals=[""]\n', '[[rules]]\nname="a"\nliterals=["x"]\non=[]\n', '[[rules]]\nname="a"\nliteral="x"\n'):
-        file.write_text(wrong)
+    for wrong in ('name="a"', 'name="a"\nliterals=[""]', 'name="a"\nliterals=["x"]\non=[]', 'name="a"\nliteral="x"'):
+        file.write_text(f"[[rules]]\n{wrong}\n")
         with pytest.raises(ConfigError):
             read(file)
 

@@ -158,6 +158,24 @@ def test_last_use_is_written_to_the_hour_and_only_when_new(file):
     assert keys.last_used(file)[key.id] > said
 
 
+def test_a_folder_that_cannot_be_written_costs_only_the_record_of_use(file, monkeypatch):
+    """As where a cluster mounts the keys read-only."""
+    key, secret = made(file)
+    ring = keys.KeyRing(file, clock=Clock())
+    ring.find(secret)
+    real = keys.write_json
+
+    def read_only(*_, **__):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(keys, "write_json", read_only)
+    ring.write_used()
+    assert "Read-only" in ring.unrecorded and ring.find(secret)
+    monkeypatch.setattr(keys, "write_json", real)
+    ring.write_used()
+    assert not ring.unrecorded and keys.last_used(file)[key.id]
+
+
 @pytest.mark.parametrize("changes", [{"scopes": ()}, {"scopes": ("generat",)}, {"tenant": " "}, {"name": ""}, {"expires_in_s": 0}, {"expires_in_s": float("inf")}])
 def test_what_cannot_be_a_key(file, changes):
     with pytest.raises(ConfigError):

@@ -11,8 +11,8 @@ from bedplate.core.errors import ConfigError, PolicyError, RemoteError, Resource
 from bedplate.core.generation import Ask, Piece, Sampling, Turn, Usage, stream
 from bedplate.serve.breaker import BreakerSettings
 from bedplate.serve.budget import BudgetSettings
-from bedplate.serve.routes import DataSettings, PlaceSettings, RoutesSettings, RouteSettings, UncertainSettings
 from bedplate.serve.router import Router
+from bedplate.serve.routes import DataSettings, PlaceSettings, RouteSettings, RoutesSettings, UncertainSettings
 
 CLOUD = PlaceSettings("remote", url="https://cloud.example/v1")
 OPEN = DataSettings(may_leave=("public",), unlabelled="public")

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from bedplate.core.errors import ConfigError
 from bedplate.core.generation import Ask, Form, Part, Sampling, Tool, ToolCall, Turn
-from bedplate.serve.routes import DataSettings, Decision, PlaceSettings, Refused, RoutesSettings, RouteSettings, UncertainSettings, classify, plan, read
+from bedplate.serve.routes import DataSettings, Decision, PlaceSettings, Refused, RouteSettings, RoutesSettings, UncertainSettings, classify, plan, read
 
 CLOUD = PlaceSettings("remote", url="https://cloud.example/v1")
 OPEN = DataSettings(may_leave=("public",), unlabelled="internal")
@@ -143,7 +143,7 @@ TOML = """
 [places.cloud]
 where = "remote"
 url = "https://cloud.example/v1"
-key_environment = "CLOUD_KEY"
+key_file = "cloud.key"
 price_prompt = 0.5
 price_completion = 1.5
 [data]

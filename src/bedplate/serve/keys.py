@@ -180,6 +180,8 @@ class KeyRing:
         self.file = file
         self.trouble = ""
         """Why a changed file was not taken over; "" where all is well. The keys before it stay in force."""
+        self.unrecorded = ""
+        """Why last use is not written down, such as a folder that cannot be written; "" where it is."""
         self._clock = clock
         self._mark = _mark(file)
         self._kept = _read(file)
@@ -228,10 +230,15 @@ class KeyRing:
     def write_used(self) -> None:
         """Write down when keys were last used, to the hour; called now and then, off the path of requests. Nothing new: nothing is written."""
         used = dict(self._used)
-        if used != self._written:
-            before = last_used(self.file)
-            write_json(_used_file(self.file), before | {name: _moment(hour * USED_EVERY_S) for name, hour in sorted(used.items())})
-            self._written = used
+        if used == self._written:
+            return
+        told = last_used(self.file) | {name: _moment(hour * USED_EVERY_S) for name, hour in sorted(used.items())}
+        try:
+            write_json(_used_file(self.file), told)
+        except OSError as error:
+            self.unrecorded = f"{_used_file(self.file)}: {error.strerror}"
+            return
+        self._written, self.unrecorded = used, ""
 
 
 @dataclass

@@ -11,6 +11,7 @@ of its answer was passed on is replaced by the next; afterwards its failure is t
 from __future__ import annotations
 
 import dataclasses
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -264,7 +265,7 @@ class _Answer:
             return ""
         if not one.judged:
             one.held.append(piece)
-            one.logprobs += [token.said.logprob for token in piece.logprobs]
+            one.logprobs += [token.said.logprob for token in piece.logprobs if not math.isnan(token.said.logprob)]
             enough = self.plan.uncertain.tokens
             if piece.finish is None and (enough == 0 or len(one.logprobs) < enough):
                 return ""

@@ -32,8 +32,8 @@ class PlaceSettings:
     """Name of the worker (or the remote's model) that is asked there; "": the one the question names."""
     url: str = ""
     """Of a remote place: the base of an OpenAI-compatible interface, with https."""
-    key_environment: str = ""
-    """Name of the environment variable that holds the key for it."""
+    key_file: Path | None = None
+    """A file, private to its owner, with the key for it."""
     timeout_s: float = 60.0
     """A remote that says nothing for so long has failed."""
     price_prompt: float = 0.0
