@@ -10,7 +10,6 @@ from bedplate.serve.listen import Server, bind
 from bedplate.serve.settings import ListenSettings, ServeSettings
 from bedplate.testing.generators import FakeGenerator
 
-
 USER = ("generate", "embed", "classify", "transcribe", "models", "receipts")
 
 

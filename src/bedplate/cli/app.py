@@ -88,6 +88,7 @@ COMMANDS: dict[str, Command] = {
     "generate": Command("bedplate.cli.generate:generate", "Text, pictures, sound and series from a model"),
     "chat": Command("bedplate.cli.chat:chat", "Talk to a model, with an adapter or without"),
     "embed": Command("bedplate.cli.embed:embed", "Vectors for files of any sense"),
+    "serve": Command("bedplate.cli.serve:serve", "Answer over HTTP for a model and its adapters, in OpenAI's words"),
     "serve key add": Command("bedplate.cli.serve_key:add", "Make a key for the gateway; it is shown once"),
     "serve key list": Command("bedplate.cli.serve_key:list_keys", "The gateway's keys: whose, what for, until when, last used"),
     "serve key revoke": Command("bedplate.cli.serve_key:revoke", "Make a key useless, at once and for good"),

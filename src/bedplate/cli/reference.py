@@ -27,6 +27,7 @@ TOPICS: tuple[tuple[str, str, str], ...] = (
     ("bedplate.adapt.settings", "AdaptSettings", "`bedplate adapt`"),
     ("bedplate.evaluate.settings", "EvaluateSettings", "`bedplate evaluate run`"),
     ("bedplate.evaluate.tasks.own", "OwnTaskSettings", "a task of your own, `bedplate evaluate run --tasks FILE.toml`"),
+    ("bedplate.serve.settings", "ServeSettings", "`bedplate serve`"),
     ("bedplate.serve.routes", "RoutesSettings", "routes.toml of the gateway"),
     ("bedplate.serve.guard_rules", "GuardSettings", "guards.toml of the gateway"),
     ("bedplate.advise.tour.stages", "TourSettings", "`bedplate tour`"),
