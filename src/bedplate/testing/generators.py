@@ -104,6 +104,7 @@ class FakeGenerator:
         most_waiting: int = 4096,
         fails: Callable[[Ask], BedplateError | None] = lambda ask: None,
         fails_after: int = 3,
+        work: Callable[[int], None] = lambda running: None,
         digest: str = "0" * 64,
     ) -> None:
         """
@@ -118,6 +119,7 @@ class FakeGenerator:
             most_running: answers worked on at once; others wait.
             most_waiting: questions that may wait; more are refused.
             fails: question -> the error that its answer ends with, after `fails_after` tokens; None: it is answered.
+            work: done in every step, told how many answers are under way: what an engine would compute.
             digest: of its model.
         """
         self._cards: dict[str, WorkerCard] = {}
@@ -128,6 +130,7 @@ class FakeGenerator:
         self._step_s, self._first_s = step_s, first_s
         self._most_running, self._most_waiting = most_running, most_waiting
         self._fails, self._fails_after = fails, fails_after
+        self._work_of_step = work
         self._turn = threading.Condition()
         self._waiting: list[_Running] = []
         self._running: list[_Running] = []
@@ -283,7 +286,8 @@ class FakeGenerator:
                 active = list(self._running)
                 self._counters["steps"] += 1
             began = time.monotonic()
-            ended = [running for running in active if self._advance(running, began)]
+            self._work_of_step(len(active))
+            ended = [running for running in active if self._advance(running, time.monotonic())]
             with self._turn:
                 self._running = [running for running in self._running if running not in ended] if ended else self._running
                 if self._closed and not self._running:
