@@ -24,6 +24,10 @@ class Constraint(Protocol):
         """The token was said."""
         ...
 
+    def kept(self, draft: Int[np.ndarray, "n"]) -> int:
+        """How many tokens of a draft, from its first on, may come one after the other. Nothing moves."""
+        ...
+
     @property
     def ended(self) -> bool:
         """Whether nothing but the end may follow."""
@@ -42,6 +46,15 @@ class Drawn(NamedTuple):
 
 class Listener(Protocol):
     """Hears what a request comes to, from the engine's thread."""
+
+    def began(self, cached_tokens: int) -> None:
+        """Reading has begun, behind so many positions that were read for an earlier request."""
+        ...
+
+    def read(self, drawn: Sequence[Drawn]) -> None:
+        """The tokens of the question with their log-probabilities, where `prompt_logprobs` asks for them: one for each position, NaN for the first and for what
+        is no text."""
+        ...
 
     def heard(self, drawn: Sequence[Drawn], finish: Finish | None) -> bool:
         """Tokens of one step; the token that ends an answer is not among them. True: enough, the request ends (finish "stop" is not told again)."""
@@ -75,6 +88,9 @@ class Request:
     """time.monotonic() after which nobody waits."""
     layers: int | None = None
     """None: tokens are wanted. 0: the states after the last norm. n: the mean of the last n layers' streams, each normalised."""
+
+    prompt_logprobs: int | None = None
+    """None: none; k: of each token of the question, and of the k likeliest in its place."""
 
     @property
     def salt(self) -> tuple[str, str, str]:
