@@ -20,7 +20,7 @@ from bedplate.core.config import from_mapping
 from bedplate.core.errors import ConfigError, DataError, IntegrityError
 from bedplate.serve.audit_files import find
 from bedplate.serve.redact import text_digest
-from bedplate.serve.signing import PublicKey, Signer, canonical
+from bedplate.serve.signing import PublicKey, Signer, as_read, canonical
 
 PURPOSE = "receipt 1"
 
@@ -93,6 +93,7 @@ def new_salt() -> bytes:
 
 def issue(signer: Signer, facts: Facts) -> Receipt:
     """A signed receipt."""
+    facts = from_mapping(Facts, as_read(dataclasses.asdict(facts)))
     return Receipt(facts, signer.public.id, signer.sign(PURPOSE, canonical(dataclasses.asdict(facts))))
 
 
