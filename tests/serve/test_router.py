@@ -46,10 +46,14 @@ def test_the_first_place_answers_and_the_decision_says_why():
 
 def test_a_remote_place_is_not_told_who_asks():
     cloud = Place()
-    router = routed({"cloud": cloud}, kinds={"cloud": PlaceSettings("remote", worker="big", url="https://x.example")})
-    asked(router, ask(tenant="soc", policy="p", labels=("public",), worker="triage"))
-    sent = cloud.asked[0]
-    assert (sent.tenant, sent.policy, sent.labels, sent.worker) == ("", "", (), "big")
+    for worker, expected in (("big", ""), ("", "triage")):
+        router = routed({"cloud": cloud}, kinds={"cloud": PlaceSettings("remote", worker=worker, url="https://x.example")})
+        asked(router, ask(tenant="soc", policy="p", labels=("public",), worker="triage"))
+        sent = cloud.asked[-1]
+        assert (sent.tenant, sent.policy, sent.labels, sent.worker) == ("", "", (), expected)
+    local = Place()
+    asked(routed({"local": local}, kinds={"local": PlaceSettings(worker="other")}), ask(worker="triage"))
+    assert local.asked[0].worker == "other"
 
 
 @pytest.mark.parametrize("failure", [GONE, ResourceError("full"), ConfigError("too long"), RuntimeError("bug"), [GONE], [ResourceError("full")]])
@@ -152,7 +156,17 @@ def test_a_question_at_fault_or_a_full_place_is_no_illness():
     asked(router)
     place.answers = [said("x", finish="cancelled")]
     asked(router)
-    assert router.states()["first"] == "closed"
+    for status in (400, 413, 422):
+        refusal = RemoteError("the endpoint answered 400")
+        refusal.status = status
+        place.answers = [[refusal]]
+        assert asked(router)[0].text == "ok"
+    assert router.states()["first"] == "closed", "one tenant's malformed questions do not take a place away from all"
+    for status in (500, 429, 401):
+        router = routed({"first": place, "second": Place()}, breaker=BreakerSettings(failures=1))
+        refusal.status = status
+        asked(router)
+        assert router.states()["first"] == "open"
 
 
 PAID = PlaceSettings("remote", url="https://x.example", price_prompt=1e6, price_completion=1e6)

@@ -115,8 +115,10 @@ class Router:
     def asked(self, name: str, ask: Ask) -> Ask:
         """A question as a place gets it. Who asks, and under which policy, does not leave."""
         place = self.settings.places[name]
-        worker = place.worker or ask.worker
-        return dataclasses.replace(ask, worker=worker, tenant="", policy="", labels=()) if place.where == "remote" else dataclasses.replace(ask, worker=worker)
+        if place.where == "local":
+            return dataclasses.replace(ask, worker=place.worker or ask.worker)
+        # A remote place with a model of its own was opened for it: it is what answers there for "".
+        return dataclasses.replace(ask, worker="" if place.worker else ask.worker, tenant="", policy="", labels=())
 
     def _send(self, name: str, ask: Ask, original: Ask, deliver: Deliver) -> Ticket:
         """The only way to a place."""
@@ -326,7 +328,8 @@ class _Answer:
         self._refuse(one.place, _short(foreseen), foreseen)
 
     def _blame(self, one: _Try, error: BedplateError) -> None:
-        if isinstance(error, (ConfigError, PolicyError, ResourceError)):  # the question is at fault, or it is busy: not ill
+        at_fault = isinstance(error, RemoteError) and error.asker_is_at_fault
+        if at_fault or isinstance(error, (ConfigError, PolicyError, ResourceError)):  # the question is at fault, or it is busy: not ill
             one.leave.abandoned()
         else:
             one.leave.failed()

@@ -29,7 +29,7 @@ class PlaceSettings:
     where: Literal["local", "remote"] = "local"
     """local: in this process or on this machine; remote: text leaves the house."""
     worker: str = ""
-    """Name of the worker (or the remote's model) that is asked there; "": the one the question names."""
+    """The worker that is asked there, or the name of the remote's model; "": the one the question names."""
     url: str = ""
     """Of a remote place: the base of an OpenAI-compatible interface, with https."""
     key_file: Path | None = None
