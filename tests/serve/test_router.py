@@ -124,7 +124,7 @@ def test_the_gate_itself_holds_even_if_a_plan_were_wrong():
     router = routed({"cloud": cloud, "local": Place()})
     question = ask(labels=("confidential",))
     with pytest.raises(PolicyError, match="does not leave"):
-        router._send("cloud", router.asked("cloud", question), question, Heard())
+        router.send("cloud", router.asked("cloud", question), question, Heard())
     assert not cloud.asked
 
 
