@@ -11,6 +11,8 @@ from bedplate.core.errors import ConfigError, PolicyError, RemoteError, Resource
 from bedplate.core.generation import Ask, Piece, Sampling, Turn, Usage, stream
 from bedplate.serve.breaker import BreakerSettings
 from bedplate.serve.budget import BudgetSettings
+from bedplate.serve.guard_rules import RuleGuard, RuleSettings
+from bedplate.serve.guarded import Guarded, Guards
 from bedplate.serve.router import Router
 from bedplate.serve.routes import DataSettings, PlaceSettings, RouteSettings, RoutesSettings, UncertainSettings
 
@@ -304,6 +306,21 @@ def test_pieces_from_threads_of_their_own():
     for _ in range(20):
         router = routed({"a": Threaded([GONE]), "local": Threaded(said(*"unsure", logprob=-3.0)), "cloud": Threaded(said(*"answer"))}, RouteSettings("all", ("a", "local"), uncertain=UncertainSettings("cloud", tokens=3)))
         assert "".join(piece.text for piece in stream(router, ask())) == "answer"
+
+
+@pytest.mark.parametrize("cloud", [said("no secret ", "word", " here"), said("the pass", "word"), [GONE]])
+def test_guards_stand_before_and_behind_the_whole_router(cloud):
+    """Whoever answers in the end: what was asked was checked, and so is what is said."""
+    guard = RuleGuard([RuleSettings("words", literals=("password",))])
+    places = {"cloud": Place(cloud), "local": Place(said("is it pass", "word?"))}
+    generator = Guarded(routed(places), Guards((guard,), (guard,)))
+    with pytest.raises(PolicyError):
+        generator.submit(ask("tell me the Password"), Heard())
+    assert not places["cloud"].asked
+    heard = Heard()
+    ticket = generator.submit(ask(), heard)
+    assert "password" not in heard.text and ticket.inner.decision.place == ("local" if cloud == [GONE] else "cloud")
+    assert heard[-1].usage is not None and [p.finish for p in heard if p.finish] == ["stop" if "secret" in heard.text else "guard"]
 
 
 def test_counting_stays_in_the_house():
