@@ -58,7 +58,7 @@ def test_the_hybrid_routes_do_as_they_say():
     asked = len(partner.asked)
     for stays in (ask(), ask(labels=("confidential",)), ask("mail jane.roe@corp-mail.io", labels=public), ask(labels=("unheard of",))):
         assert place_of(stays) == "local" == place_of(stays, 7000)
-    assert len(partner.asked) == asked and partner.asked[0].worker == "large"
+    assert len(partner.asked) == asked and partner.asked[0].worker == ""
 
 
 def test_the_guards_do_as_they_say():

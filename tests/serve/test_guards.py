@@ -11,7 +11,7 @@ from places import Heard, Place, said
 
 from bedplate.core.contracts import Guard, Verdict
 from bedplate.core.errors import ConfigError, PolicyError, RemoteError
-from bedplate.core.generation import Alternative, Ask, Label, Part, Piece, Sampling, TokenLogprob, Tool, ToolCall, Turn, Usage, stream
+from bedplate.core.generation import Alternative, Ask, Form, Label, Part, Piece, Sampling, TokenLogprob, Tool, ToolCall, Turn, Usage, stream
 from bedplate.serve.guard_rules import GuardSettings, RuleGuard, RuleSettings, read, rule_guards
 from bedplate.serve.guarded import Guarded, Guards
 from bedplate.serve.guards import GuardedStream, StreamingGuard, Whole, Windowed, checked
@@ -199,11 +199,19 @@ def test_a_refused_question_is_not_asked():
         Ask(prompt=(1, 2)),
         Ask(turns=(Turn("user", (Part("text", "night"), Part("text", "jar"))),)),
         Ask(turns=(Turn.of("user", "x"), Turn("assistant", (), (ToolCall("1", "f", '{"a": "nightjar"}'),)))),
+        Ask(turns=(Turn.of("user", "x"), Turn("assistant", (), (ToolCall("1", "f", '{"a": "night\\u006aar"}'),)))),
         Ask(turns=(Turn.of("user", "x"),), tools=(Tool("f", "for nightjar"),)),
+        Ask(turns=(Turn.of("user", "x"),), tools=(Tool("f", parameters={"properties": {"nightjar": {}}}),)),
+        Ask(turns=(Turn.of("user", "x"),), form=Form(schema={"enum": ["nightjar"]})),
+        Ask(turns=(Turn.of("user", "x"),), form=Form(choice=("nightjar", "x"))),
+        Ask(turns=(Turn.of("user", "x"),), sampling=Sampling(stop=("nightjar",))),
     ):
         with pytest.raises(PolicyError):
             behind.submit(refused, Heard())
     assert not place.asked
+    with pytest.raises(PolicyError):
+        behind.submit(Ask(turns=(Turn.of("nightjar", "x"),)), Heard())
+    assert Guards(prompt=(literal_guard("user"),)).prompt_verdict(ask()).allowed
     heard = Heard()
     behind.submit(ask("about birds"), heard)
     assert heard.text == "ok"
@@ -231,11 +239,11 @@ def test_an_allowed_answer_is_whole_with_everything_that_came_with_it():
 
 
 def test_tool_calls_are_checked_whole():
-    call = ToolCall("1", "send", '{"to": "bad"}')
-    heard = Heard()
-    place = Place([Piece(text="calling"), Piece(tool_calls=(call,)), Piece(finish="tool_calls", usage=Usage(1, 0, 2))])
-    guarded(place, answer=(literal_guard("bad"),)).submit(ask(), heard)
-    assert not any(piece.tool_calls for piece in heard) and heard[-2].finish == "guard"
+    for call in (ToolCall("1", "send", '{"to": "b\\u0061d"}'), ToolCall("1", "bad", "{}"), ToolCall("1", "send", '{"to": "bad"}')):
+        heard = Heard()
+        place = Place([Piece(text="calling"), Piece(tool_calls=(call,)), Piece(finish="tool_calls", usage=Usage(1, 0, 2))])
+        guarded(place, answer=(literal_guard("bad"),)).submit(ask(), heard)
+        assert not any(piece.tool_calls for piece in heard) and heard[-2].finish == "guard"
     heard = Heard()
     guarded(place, answer=(literal_guard("worse"),)).submit(ask(), heard)
     assert [piece.tool_calls for piece in heard if piece.tool_calls] == [(call,)] and heard.text == "calling"

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bedplate.core.errors import ConfigError, DataError, IntegrityError, PolicyError
+from bedplate.data.privacy import find
 from bedplate.serve import keys
 from bedplate.serve.caller import Caller
 
@@ -47,7 +48,7 @@ def test_a_key_is_recognised_and_stands_nowhere(file):
 def test_no_text_is_a_key_by_chance(text):
     ring = keys.KeyRing.__new__(keys.KeyRing)
     ring._clock, ring._looked_s, ring._used = Clock(), NOON, {}
-    ring._kept, ring._by_digest = keys._Kept(b"p" * 32, []), {}
+    ring._kept = keys._Kept(b"p" * 32, [])
     assert ring.find(text) is None
 
 
@@ -59,6 +60,11 @@ def test_a_wrong_key_is_compared_as_a_right_one_is(file, monkeypatch):
     monkeypatch.setattr(keys.hmac, "compare_digest", lambda a, b: compared.append((len(a), len(b))) or real(a, b))
     assert ring.find(secret) is not None and ring.find("bp_wrong") is None
     assert compared == [(64, 64), (64, 64)]
+
+
+def test_a_key_that_somebody_pastes_into_a_question_is_recognised_as_a_secret(file):
+    text = f"my key is {made(file).secret}, why does it not work?"
+    assert [text[f.start : f.end] for f in find(text)] == [text[10:56]]
 
 
 def test_two_files_do_not_show_that_they_hold_the_same_key(tmp_path, monkeypatch):

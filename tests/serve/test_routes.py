@@ -190,3 +190,14 @@ def test_routes_toml(tmp_path):
     with pytest.raises(ConfigError):
         RoutesSettings(places={})
     assert PlaceSettings("remote", url="http://127.0.0.1:8000/v1").url
+
+
+@given(at=st.integers(0, 700), put=st.sampled_from(["", "[", "]", '"', "=", "{", "}", "\n", "0", "-", "nan", "true", "[[rules]]\n", "é", "\x00", "[places.x]\n", "1e999"]), cut=st.integers(0, 12))
+def test_a_mutated_file_is_an_error_of_ours_or_another_valid_file(tmp_path_factory, at, put, cut):
+    file = tmp_path_factory.getbasetemp() / "fuzzed-routes.toml"
+    at %= len(TOML)
+    file.write_text(TOML[:at] + put + TOML[at + cut :])
+    try:
+        assert read(file).places
+    except ConfigError as error:
+        assert error.message

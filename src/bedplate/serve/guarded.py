@@ -8,16 +8,18 @@ generator is told to stop. Token probabilities leave with their text, never befo
 
 from __future__ import annotations
 
+import json
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from bedplate.core.contracts import Generator, Guard, Verdict
 from bedplate.core.errors import BedplateError, PolicyError
 from bedplate.core.generation import Ask, Deliver, Load, Piece, Ticket, TokenLogprob, ToolCall, WorkerCard
-from bedplate.serve.guards import ALLOWED, GuardedStream, checked
+from bedplate.serve.guards import ALLOWED, GuardedStream, StreamingGuard, Windowed, checked
 
 
 @dataclass(frozen=True)
@@ -44,11 +46,43 @@ class Guards:
 
 
 def texts_of(ask: Ask) -> list[str]:
-    """Every text of a question that a model reads: turns, tool calls, descriptions of tools."""
-    if ask.prompt is not None:
-        return [ask.prompt] if isinstance(ask.prompt, str) else []
-    texts = [text for turn in ask.turns for text in (turn.text, *(f"{call.name} {call.arguments}" for call in turn.tool_calls)) if text]
-    return texts + [f"{tool.name} {tool.description}" for tool in ask.tools]
+    """Every text of a question: prompt, turns, tool calls, tools, what the answer must look like and where it must stop."""
+    texts = [ask.prompt] if isinstance(ask.prompt, str) else []
+    for turn in ask.turns:
+        texts += [turn.text, *(text for call in turn.tool_calls for text in texts_of_call(call)), turn.tool_call_id]
+        texts += [turn.role] if turn.role not in ROLES else []
+    for tool in ask.tools:
+        texts += [tool.name, tool.description, *_strings(tool.parameters)]
+    if ask.form is not None:
+        texts += [*_strings(ask.form.schema), ask.form.regex or "", *ask.form.choice]
+    return [text for text in (*texts, *ask.sampling.stop) if text]
+
+
+def texts_of_call(call: ToolCall) -> list[str]:
+    """A tool call as it is written, and the texts in its arguments as whoever reads them has them: a letter can be written as an escape."""
+    try:
+        read = json.loads(call.arguments)
+    except (ValueError, RecursionError):
+        read = None
+    return [f"{call.name} {call.arguments}", *_strings(read)]
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Every text in a JSON value, names included."""
+    waiting = [value]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, str):
+            yield one
+        elif isinstance(one, Mapping):
+            yield from map(str, one)
+            waiting += one.values()
+        elif isinstance(one, (list, tuple)):
+            waiting += one
+
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+"""Words of the format, which nobody can choose."""
 
 
 class Guarded:
@@ -150,6 +184,8 @@ class _Answer:
 
     def __init__(self, guards: tuple[Guard, ...], n: int, deliver: Deliver, ticket: GuardedTicket) -> None:
         self._guards, self._deliver, self._ticket = guards, deliver, ticket
+        # What could have been said is checked word by word, or by guards that take their time not told at all.
+        self._quick = all(isinstance(guard, StreamingGuard) and not isinstance(guard, Windowed) for guard in guards)
         self._choices = [_Choice(GuardedStream(guards)) for _ in range(n)]
 
     def take(self, piece: Piece) -> None:
@@ -189,8 +225,8 @@ class _Answer:
             self._ticket.cancel()
 
     def _call(self, call: ToolCall) -> Verdict:
-        verdict = checked(self._guards, call.name)
-        return verdict if not verdict.allowed else checked(self._guards, call.arguments)
+        verdicts = (checked(self._guards, text) for text in texts_of_call(call))
+        return next((verdict for verdict in verdicts if not verdict.allowed), ALLOWED)
 
     def _told(self, choice: _Choice, characters: int, ended: bool) -> tuple[TokenLogprob, ...]:
         choice.released += characters
@@ -198,7 +234,7 @@ class _Answer:
         while choice.logprobs and (ended or len(choice.logprobs[0].said.text) <= choice.released):
             one = choice.logprobs.popleft()
             choice.released -= len(one.said.text)
-            top = tuple(other for other in one.top if checked(self._guards, other.text).allowed)
+            top = tuple(other for other in one.top if checked(self._guards, other.text).allowed) if self._quick else ()
             told.append(replace(one, top=top))
         return tuple(told)
 

@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -185,7 +186,6 @@ class KeyRing:
         self._clock = clock
         self._mark = _mark(file)
         self._kept = _read(file)
-        self._by_digest = {key.digest: key for key in self._kept.keys}
         self._looked_s = clock()
         self._used: dict[str, int] = {}
         self._written: dict[str, int] = {}
@@ -196,9 +196,9 @@ class KeyRing:
         if now_s - self._looked_s >= LOOK_EVERY_S or now_s < self._looked_s:
             self._looked_s = now_s
             self.refresh()
-        pepper, by_digest = self._kept.pepper, self._by_digest
-        digest = _digest(pepper, secret)
-        key = by_digest.get(digest)  # a keyed digest: nobody outside can choose one near another
+        kept = self._kept  # taken once: pepper and digests belong together
+        digest = _digest(kept.pepper, secret)
+        key = kept.by_digest.get(digest)  # a keyed digest: nobody outside can choose one near another
         same = hmac.compare_digest(digest, key.digest if key is not None else "0" * 64)
         if key is None or not same or key.state(now_s) != "valid":
             return None
@@ -224,7 +224,6 @@ class KeyRing:
             self.trouble = str(error)
             return False
         self._mark, self._kept, self.trouble = mark, kept, ""
-        self._by_digest = {key.digest: key for key in kept.keys}
         return True
 
     def write_used(self) -> None:
@@ -245,6 +244,10 @@ class KeyRing:
 class _Kept:
     pepper: bytes
     keys: list[Key]
+
+    @cached_property
+    def by_digest(self) -> dict[str, Key]:
+        return {key.digest: key for key in self.keys}
 
 
 def _read(file: Path) -> _Kept:
