@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from bedplate.adapt.tasks.generate import Generate
 from bedplate.core.errors import BedplateError, ConfigError, ResourceError, StateError, did_you_mean
 from bedplate.core.generation import Alternative, Ask, Deliver, Finish, Form, Label, Load, Piece, Ticket, TokenLogprob, Usage, WorkerCard
 from bedplate.infer import tools
+from bedplate.infer.adapters import Registered
 from bedplate.infer.grammar import Grammars
 from bedplate.infer.reading import Question, ends_of, read
 from bedplate.infer.request import Drawn, Listener, Request
@@ -37,18 +38,12 @@ from bedplate.infer.words import Said, Words, decoder
 from bedplate.modality.sequence import Sequence as Positions
 
 
-class Registered(NamedTuple):
-    """An adapter that the engine holds."""
-
-    task: Task
-    digest: str
-    """Of its manifest."""
-
-
 class TokenEngine(Protocol):
     """What computes tokens and states: infer/engine.py, and its slow twin in testing/slow_engine.py."""
 
     base: Base
+    context: int
+    """Longest question and answer together, in positions."""
 
     @property
     def adapters(self) -> Mapping[str, Registered]:
@@ -63,7 +58,7 @@ class TokenEngine(Protocol):
         """How busy it is."""
         ...
 
-    def register(self, name: str, folder: Path) -> None:
+    def register(self, name: str, folder: Path) -> Registered:
         """Hold another adapter."""
         ...
 
@@ -133,8 +128,7 @@ class Native:
             DataError: the adapter was made for another base.
             IntegrityError: a digest does not hold.
         """
-        self._engine.register(name, folder)
-        return self._card(name, self._engine.adapters[name])
+        return self._card(name, self._engine.register(name, folder))
 
     def unregister(self, name: str) -> None:
         """One worker fewer; what it is answering, it answers to the end.
@@ -149,7 +143,7 @@ class Native:
         senses = ("text", *base.model.config.senses.present())
         digests = {"model": base.digest} if registered is None else {"model": base.digest, "adapter": registered.digest}
         does = "generate" if registered is None or isinstance(registered.task, Generate) else registered.task.name
-        return WorkerCard(name, does, digests, base.model.config.max_position_embeddings, senses)
+        return WorkerCard(name, does, digests, self._engine.context, senses)
 
     def count(self, ask: Ask) -> int:
         return len(read(self._engine.base, self._task(ask), ask).positions)
@@ -180,7 +174,7 @@ class Native:
         return task
 
     def _check(self, ask: Ask, question: Question) -> None:
-        held, length = self._engine.base.model.config.max_position_embeddings, len(question.positions)
+        held, length = self._engine.context, len(question.positions)
         wanted = ask.sampling.max_tokens if ask.want == "text" else 0
         if length + wanted > held:
             fits = f"at most {held - length} tokens of an answer fit behind it" if length < held else f"the model holds {held} positions"

@@ -55,7 +55,7 @@ class ByBytes:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token: int) -> str:
-        return self._utf8.decode(self._table[token])
+        return self._utf8.decode(self._table[token]) if token < len(self._table) else ""  # a model may have more numbers than its tokenizer has names
 
     def end(self) -> str:
         return self._utf8.decode(b"", True)
@@ -131,15 +131,47 @@ class Stops:
         return held
 
 
-class Words:
-    """Tokens to text with stop strings; the numbers of a token leave with the last of its text."""
+class Held:
+    """Text behind which stop strings are looked for; the numbers of a token leave with the last of its text."""
 
-    def __init__(self, encoder: Encoder, stops: Sequence[str] = ()) -> None:
-        self._decoder, self._stops = decoder(encoder), Stops(stops)
+    def __init__(self, stops: Sequence[str] = ()) -> None:
+        self._stops = Stops(stops)
         self._waiting: deque[tuple[int, TokenLogprob]] = deque()
         """(characters said with its own, numbers) of each token whose text has not left."""
-        self._decoded = 0
-        self._left = 0
+        self._came = self._left = 0
+
+    def push(self, text: str, logprobs: Sequence[TokenLogprob] = ()) -> Said:
+        """The next stretch.
+
+        Args:
+            text: of it.
+            logprobs: of the tokens that end in it, where they were asked for.
+        """
+        self._came += len(text)
+        for number in logprobs:
+            self._waiting.append((self._came, number))
+        free, stopped = self._stops.push(text)
+        return self._leave(free, stopped)
+
+    def end(self, text: str = "") -> Said:
+        """Nothing follows this stretch."""
+        self._came += len(text)
+        free, stopped = self._stops.push(text)
+        return self._leave(free, True) if stopped else self._leave(free + self._stops.end(), False, last=True)
+
+    def _leave(self, text: str, stopped: bool, last: bool = False) -> Said:
+        self._left += len(text)
+        gone: list[TokenLogprob] = []
+        while self._waiting and (last or self._waiting[0][0] <= self._left):
+            gone.append(self._waiting.popleft()[1])
+        return Said(text, tuple(gone), stopped)
+
+
+class Words:
+    """Tokens to text with stop strings."""
+
+    def __init__(self, encoder: Encoder, stops: Sequence[str] = ()) -> None:
+        self._decoder, self._held = decoder(encoder), Held(stops)
 
     def push(self, token: int, logprob: TokenLogprob | None = None) -> Said:
         """The next token.
@@ -148,25 +180,11 @@ class Words:
             token: its id.
             logprob: its numbers, where they were asked for.
         """
-        text = self._decoder.push(token)
-        self._decoded += len(text)
-        if logprob is not None:
-            self._waiting.append((self._decoded, logprob))
-        free, stopped = self._stops.push(text)
-        return self._leave(free, stopped)
+        return self._held.push(self._decoder.push(token), () if logprob is None else (logprob,))
 
     def end(self) -> Said:
         """No token follows."""
-        rest = self._decoder.end()
-        free, stopped = self._stops.push(rest)
-        return self._leave(free if stopped else free + self._stops.end(), stopped, last=True)
-
-    def _leave(self, text: str, stopped: bool, last: bool = False) -> Said:
-        self._left += len(text)
-        gone: list[TokenLogprob] = []
-        while self._waiting and (self._waiting[0][0] <= self._left or (last and not stopped)):
-            gone.append(self._waiting.popleft()[1])
-        return Said(text, tuple(gone), stopped)
+        return self._held.end(self._decoder.end())
 
 
 def _borders(pattern: str) -> list[int]:
