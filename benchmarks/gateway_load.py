@@ -236,7 +236,7 @@ class Server:
         from bedplate.serve import keys
 
         self.key, self.other = (keys.add(folder / "keys.json", name=name, tenant=name, scopes=("generate",)).secret for name in ("good", "bad"))
-        words = [sys.executable, "-m", "benchmarks.gateway_load", "serve", "--folder", str(folder), "--step-s", str(step_s), *(["--model", model] if model else [])]
+        words = [sys.executable, "-m", "benchmarks.gateway_load", "serve", "--folder", str(folder), f"--step-s={step_s}", f"--model={model}"]
         self.process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
         self.host, port = self.line().removeprefix("http://").split(":")
         self.port = int(port)
@@ -316,18 +316,18 @@ def processor(server: Server, rounds: int, conditions: dict[str, Any]) -> None:
     asyncio.run(many(server.target, STREAMS, STREAMS, 16))
     spent: dict[str, list[float]] = {"bare": [], "gateway": []}
     for _ in range(rounds):
-        for which in spent:
+        for which, values in spent.items():
             before = server.processor_s
             if which == "bare":
                 server.tell(f"bare {STREAMS} {TOKENS}")
             else:
                 asyncio.run(many(server.target, STREAMS, STREAMS, TOKENS))
-            spent[which].append(1e6 * (server.processor_s - before) / (STREAMS * TOKENS))
+            values.append(1e6 * (server.processor_s - before) / (STREAMS * TOKENS))
     added = [gateway - bare for bare, gateway in zip(spent["bare"], spent["gateway"])]
     cores = conditions["cores"]
     append(
         "gateway_processor",
-        {**conditions, "streams": STREAMS, "tokens": TOKENS, "prompt_characters": len(QUESTION), "rounds": rounds, "counts": "the server, its requests included"},
+        {**conditions, "streams": STREAMS, "tokens": TOKENS, "prompt_characters": len(QUESTION), "rounds": rounds, "counts": "the server's process"},
         {
             "bare_per_token": (spent["bare"], "us"),
             "gateway_per_token": (spent["gateway"], "us"),
@@ -420,7 +420,8 @@ def main() -> None:
         if name in arguments.parts:
             with tempfile.TemporaryDirectory() as folder:
                 server = Server(Path(folder), arguments.model, step_s)
-                engine = arguments.model or (f"products of matrices, {1000 * step_s:g} ms a step" if step_s > 0 else f"says fixed words, {-1000 * step_s:g} ms a step")
+                fake = f"products of matrices, {1000 * step_s:g} ms a step" if step_s > 0 else f"says fixed words, {-1000 * step_s:g} ms a step"
+                engine = arguments.model or fake
                 try:
                     part(server, {"engine": engine, "cores": len(os.sched_getaffinity(0)), "audit": True})
                 finally:

@@ -6,18 +6,17 @@ import socket
 import ssl
 import threading
 import time
-import types
-from pathlib import Path
 
 import httpx
 import pytest
 from serve_gateway import serving
 
 from bedplate.core.config import load
-from bedplate.core.errors import ConfigError, IntegrityError, ResourceError
+from bedplate.core.errors import BedplateError, ConfigError, IntegrityError, ResourceError
 from bedplate.serve import backends, keys
 from bedplate.serve.limits import LimitSettings, LimitsSettings
 from bedplate.serve.listen import bind
+from bedplate.serve.policy import Policy
 from bedplate.serve.settings import ListenSettings, ModelSettings, ServeSettings
 from bedplate.testing.generators import FakeGenerator
 
@@ -64,11 +63,11 @@ def certificate_for(folder):
     (folder / "cert.pem").write_bytes(signed.public_bytes(serialization.Encoding.PEM))
     private = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     (folder / "key.pem").write_bytes(private)
-    return {"certificate": folder / "cert.pem", "private_key": folder / "key.pem"}
 
 
 def test_with_a_certificate_and_its_private_key_it_speaks_tls(tmp_path):
-    with serving(tmp_path, listen=certificate_for(tmp_path)) as served:
+    certificate_for(tmp_path)
+    with serving(tmp_path, listen={"certificate": tmp_path / "cert.pem", "private_key": tmp_path / "key.pem"}) as served:
         assert served.url.startswith("https://")
         trusting = ssl.create_default_context(cafile=str(tmp_path / "cert.pem"))
         url = served.url.replace("127.0.0.1", "localhost")
@@ -169,7 +168,7 @@ def test_what_was_spent_is_kept(tmp_path):
 def test_a_browser_stays_logged_in_for_session_s(tmp_path):
     with serving(tmp_path, session_s=1.0) as served, httpx.Client(base_url=served.url, headers={"sec-fetch-site": "same-origin"}) as browser:
         entered = browser.post("/login", data={"key": served.key})
-        assert "Max-Age=1;" in entered.headers["set-cookie"]
+        assert "Max-Age=1" in entered.headers["set-cookie"]
         cookie = entered.headers["set-cookie"].split(";")[0]
         until = time.monotonic() + 20
         while httpx.get(f"{served.url}/docs", headers={"cookie": cookie}).status_code != 401:  # kept by a client that ignores the age
@@ -206,7 +205,7 @@ def test_every_limit_of_a_key_and_of_a_tenant_holds_over_http(tmp_path, whose, l
 
 @pytest.fixture
 def opened(monkeypatch):
-    """What the backends' modules are asked for, in place of loading anything."""
+    """What the backends are opened with, in place of loading anything."""
     seen = []
 
     class Recorded(FakeGenerator):
@@ -214,31 +213,38 @@ def opened(monkeypatch):
             super().__init__()
             seen.append(given)
 
-    def module(name, what):
-        settings = lambda **given: (name, given)  # noqa: E731
-        return types.SimpleNamespace(Engine=lambda base, given: (base, given), EngineSettings=settings, LlamaCpp=Recorded, Remote=Recorded, Settings=settings)
-
-    monkeypatch.setattr(backends, "_module", module)
     monkeypatch.setattr("bedplate.adapt.base.Base.load", lambda path: path)
-    monkeypatch.setattr("bedplate.infer.native.Native", Recorded)
+    monkeypatch.setattr("bedplate.infer.engine.Engine", lambda base, settings: (base, settings))
+    monkeypatch.setattr("bedplate.infer.native.Native", lambda engine: Recorded(*engine))
+    monkeypatch.setattr("bedplate.infer.backends.llama_cpp.LlamaCpp", Recorded)
+    monkeypatch.setattr("bedplate.infer.backends.remote.Remote", Recorded)
     return seen
 
 
 def test_path_and_backend_say_who_computes(opened):
     for given, backend in (
-        (ModelSettings("models/base"), "native"), (ModelSettings("m.gguf"), "llama.cpp"), (ModelSettings("https://x.example/v1"), "remote"), (ModelSettings("odd", "llama.cpp"), "llama.cpp"),
+        (ModelSettings(path="models/base"), "native"), (ModelSettings("m.gguf"), "llama.cpp"), (ModelSettings("https://x.example/v1"), "remote"), (ModelSettings("odd", "llama.cpp"), "llama.cpp"),
     ):  # fmt: skip
         assert given.chosen == backend
         backends.open_model("m", given).close()
-    assert opened[0][0][0] == Path("models/base") and opened[1][0] == Path("m.gguf") and opened[2][0] == "https://x.example/v1"
+    assert [str(one[0]) for one in (opened[0], opened[1], opened[3])] == ["models/base", "m.gguf", "odd"] and opened[2][0].url == "https://x.example/v1"
     with pytest.raises(ConfigError):
         backends.open_model("m", ModelSettings())
 
 
 def test_context_tokens_and_side_by_side_reach_the_backend(opened):
-    for path in ("models/base", "m.gguf"):
+    for path in ("models/base", "m.gguf", "https://x.example/v1"):
         backends.open_model("m", ModelSettings(path, context_tokens=512, side_by_side=3)).close()
-    assert opened[0][0][1][1] == {"context": 512, "most_running": 3} and opened[1][1][1] == {"context_tokens": 512, "slots": 3}
+    assert (opened[0][1].context, opened[0][1].most_running) == (512, 3) and (opened[1][1].context_tokens, opened[1][1].slots) == (512, 3)
+    assert opened[2][0].context_tokens == 512
+
+
+def test_options_reach_the_backend_and_unknown_ones_are_refused(opened):
+    backends.open_model("m", ModelSettings("models/base", options={"precision": "float32", "threads": 1})).close()
+    assert (opened[0][1].precision, opened[0][1].threads) == ("float32", 1)
+    with pytest.raises(ConfigError) as caught:
+        backends.open_model("m", ModelSettings("m.gguf", options={"thread": 1}))
+    assert "did you mean 'threads'" in caught.value.hint
 
 
 def test_a_remote_is_asked_for_its_remote_model_with_the_key_of_key_file(opened, tmp_path):
@@ -246,10 +252,19 @@ def test_a_remote_is_asked_for_its_remote_model_with_the_key_of_key_file(opened,
     key_file.write_text("secret\n")
     key_file.chmod(0o600)
     backends.open_model("m", ModelSettings("https://x.example/v1", key_file=key_file, remote_model="large")).close()
-    assert opened[0][1][1] == {"model": "large", "key": "secret", "timeout_s": 60.0}
+    assert (opened[0][0].model, opened[0][0].key_file) == ("large", key_file)
     key_file.chmod(0o644)
     with pytest.raises(IntegrityError):
         backends.open_model("m", ModelSettings("https://x.example/v1", key_file=key_file))
+
+
+def test_places_of_the_routes_are_opened(opened, tmp_path):
+    (tmp_path / "routes.toml").write_text('[places.local]\n[places.a]\nwhere = "remote"\nurl = "https://a.example/v1"\nworker = "large"\n[places.b]\nwhere = "remote"\nurl = "https://b.example/v1"\n')
+    settings = ServeSettings(routes=tmp_path / "routes.toml", models={"base": ModelSettings("models/base", adapters={"triage": "adapters/triage"})})
+    places = backends.open_places(Policy.read(settings), settings)
+    assert set(places) == {"a", "b"}
+    assert [(one[0].model, dict(one[0].workers)) for one in opened] == [("large", {"large": "large"}), ("base", {"triage": "triage"})]
+    backends.close_all(places)
 
 
 def test_adapters_are_registered(opened):
@@ -258,9 +273,24 @@ def test_adapters_are_registered(opened):
     generator.close()
 
 
+@pytest.mark.parametrize("listen", [{"headers_s": 0.3, "body_s": 30.0}, {"headers_s": 30.0, "body_s": 0.3}])
+def test_patience_with_heads_and_bodies(tmp_path, listen):
+    with serving(tmp_path, listen=listen) as served:
+        host, port = served.url.removeprefix("http://").split(":")
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {served.key}\r\ncontent-length: 100\r\n"
+        for sent, patience in ((head, listen["headers_s"]), (head + "\r\n", listen["body_s"])):
+            with socket.create_connection((host, int(port)), timeout=1.5) as connection:
+                connection.sendall(sent.encode())
+                if patience > 1:
+                    with pytest.raises(TimeoutError):
+                        connection.recv(100)
+                else:
+                    assert b" 408 " in (answer := connection.recv(100)) or not answer
+
+
 def test_keys_guards_and_routes_are_files_that_must_be_there(tmp_path):
     for name in ("keys", "guards", "routes"):
-        with pytest.raises((ConfigError, Exception)) as caught, serving(tmp_path, **{"routes_file" if name == "routes" else name: tmp_path / "missing"}):
+        with pytest.raises(BedplateError) as caught, serving(tmp_path, **{"routes_file" if name == "routes" else name: tmp_path / "missing"}):
             pass
         assert "missing" in str(caught.value)
 

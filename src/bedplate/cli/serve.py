@@ -53,7 +53,7 @@ def serve(
     if not now.models:
         raise ConfigError("there is nothing to serve", "bedplate serve MODEL, or [models.NAME] in the settings")
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
-    with closing(open_models(now)) as generators, closing(open_places(Policy.read(now))) as places:
+    with closing(open_models(now)) as generators, closing(open_places(Policy.read(now), now)) as places:
         gateway = Gateway(now, generators, places)
         gateway.reread = reread
         names = ", ".join(target.name for target in gateway.models.all())

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import importlib
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from bedplate.core.config import from_mapping
 from bedplate.core.contracts import AdapterHost, Generator
-from bedplate.core.errors import BedplateError, ConfigError, DataError, IntegrityError, ResourceError
+from bedplate.core.errors import BedplateError, ConfigError, DataError, IntegrityError
 from bedplate.serve.policy import Policy
 from bedplate.serve.settings import ModelSettings, ServeSettings
+
+T = TypeVar("T")
 
 
 def open_models(settings: ServeSettings) -> dict[str, Generator]:
@@ -52,14 +54,16 @@ def open_model(name: str, model: ModelSettings) -> Generator:
     return generator
 
 
-def open_places(policy: Policy) -> dict[str, Generator]:
-    """A generator for each remote place of the routes."""
+def open_places(policy: Policy, settings: ServeSettings) -> dict[str, Generator]:
+    """A generator for each remote place of the routes; a place that names no model of its own is asked for ours by our names."""
     if policy.routes is None:
         return {}
     opened: dict[str, Generator] = {}
     for name, place in policy.routes.places.items():
         if place.where == "remote":
-            opened[name] = _remote(ModelSettings(place.url, "remote", key_file=place.key_file, remote_model=place.worker), place.timeout_s)
+            ours = {adapter: adapter for model in settings.models.values() for adapter in model.adapters}
+            named = ModelSettings(place.url, "remote", key_file=place.key_file, remote_model=place.worker or next(iter(settings.models), ""))
+            opened[name] = remote(named, {place.worker: place.worker} if place.worker else ours, place.timeout_s)
     return opened
 
 
@@ -80,50 +84,59 @@ def close_all(generators: Mapping[str, Generator]) -> None:
 
 def _native(model: ModelSettings) -> Generator:
     from bedplate.adapt.base import Base
+    from bedplate.infer.engine import Engine
+    from bedplate.infer.engine_settings import EngineSettings
     from bedplate.infer.native import Native
 
-    engine = _module("bedplate.infer.engine", "the native engine")
-    settings = _module("bedplate.infer.engine_settings", "the native engine")
-    given = {name: value for name, value in (("context", model.context_tokens), ("most_running", model.side_by_side)) if value}
-    generator: Generator = Native(engine.Engine(Base.load(Path(model.path)), settings.EngineSettings(**given)))
-    return generator
+    settings = _settings(EngineSettings, model.options, context=model.context_tokens, most_running=model.side_by_side)
+    return Native(Engine(Base.load(Path(model.path)), settings))
 
 
 def _llama_cpp(model: ModelSettings) -> Generator:
-    backend = _module("bedplate.infer.backends.llama_cpp", "llama.cpp")
-    given = {name: value for name, value in (("context_tokens", model.context_tokens), ("slots", model.side_by_side)) if value}
-    generator: Generator = backend.LlamaCpp(Path(model.path), backend.Settings(**given))
-    return generator
+    from bedplate.infer.backends.llama_cpp import LlamaCpp, Settings
+
+    return LlamaCpp(Path(model.path), _settings(Settings, model.options, context_tokens=model.context_tokens, slots=model.side_by_side))
 
 
-def _remote(model: ModelSettings, timeout_s: float = 60.0) -> Generator:
-    backend = _module("bedplate.infer.backends.remote", "the remote backend")
-    key = "" if model.key_file is None else secret(model.key_file)
-    generator: Generator = backend.Remote(model.path, backend.Settings(model=model.remote_model, key=key, timeout_s=timeout_s))
-    return generator
+def _remote(model: ModelSettings) -> Generator:
+    return remote(model, {})
+
+
+def remote(model: ModelSettings, workers: Mapping[str, str], silent_s: float = 120.0) -> Generator:
+    """An endpoint elsewhere.
+
+    Args:
+        model: its address, key and model.
+        workers: name of a worker -> its name there.
+        silent_s: longest time without a byte.
+    """
+    from bedplate.infer.backends.remote import Remote, Settings
+
+    if model.key_file is not None:
+        private(model.key_file)
+    given = {"url": model.path, "model": model.remote_model, "workers": workers, "key_file": model.key_file, "silent_s": silent_s}
+    return Remote(_settings(Settings, model.options, context_tokens=model.context_tokens, **given))
+
+
+def _settings(cls: type[T], options: Mapping[str, Any], **given: Any) -> T:
+    """Settings of a backend: what is given here where it says anything, the model's options, and the backend's own defaults."""
+    return from_mapping(cls, {**{name: value for name, value in given.items() if value}, **options}, "options.")
 
 
 BACKENDS: dict[str, Callable[[ModelSettings], Generator]] = {"native": _native, "llama.cpp": _llama_cpp, "remote": _remote}
 """Name -> how it is opened."""
 
 
-def secret(file: Path) -> str:
-    """What a file that only its owner can read says, without the end of its line.
+def private(file: Path) -> None:
+    """A file with a key is there, and its owner's alone.
 
     Raises:
         DataError: it is missing.
         IntegrityError: others can read it.
     """
     try:
-        if file.stat().st_mode & stat.S_IRWXO:
-            raise IntegrityError(f"others can read {file}", f"chmod 600 {file}")
-        return file.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file} cannot be read", "it holds the key for a remote endpoint, on one line") from error
-
-
-def _module(name: str, what: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ResourceError(f"{what} is not here: {error}", "pip install 'bedplate[serve,edge]'") from error
+        mode = file.stat().st_mode
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error.strerror}", "it holds the key for a remote endpoint, on one line") from error
+    if mode & stat.S_IRWXO:
+        raise IntegrityError(f"others can read {file}", f"chmod 600 {file}")

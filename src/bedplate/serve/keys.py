@@ -184,7 +184,8 @@ class KeyRing:
         self.unrecorded = ""
         """Why last use is not written down, such as a folder that cannot be written; "" where it is."""
         self._clock = clock
-        self._mark = _mark(file)
+        _read(file)  # a file that is missing is told of here
+        self._mark = _mark(file)  # before what is kept is read: a change in between is seen
         self._kept = _read(file)
         self._looked_s = clock()
         self._used: dict[str, int] = {}

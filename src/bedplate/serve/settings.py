@@ -79,6 +79,8 @@ class ModelSettings:
     """Longest question and answer together; 0: what the model can, for llama.cpp 4096."""
     side_by_side: int = 0
     """Answers worked on at once; 0: what the backend thinks right."""
+    options: Mapping[str, str | int | float | bool] = field(default_factory=dict)
+    """More settings of the backend by their names, such as precision, device, threads and cache_bytes of the native engine."""
 
     @property
     def chosen(self) -> Literal["native", "llama.cpp", "remote"]:
