@@ -5,7 +5,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from places import Heard, Place, said
 
@@ -44,11 +44,14 @@ def through(guards, chunks):
 
 
 def chunked(text, cuts):
+    if not cuts:
+        return list(text)
     places = sorted({min(cut, len(text)) for cut in cuts} | {0, len(text)})
     return [text[a:b] for a, b in zip(places, places[1:])]
 
 
-texts = st.text(alphabet="abfoX é", max_size=40)
+words = st.lists(st.sampled_from(["foo", "fo", "o", "a", "b", "abba", "bb", "X", "é", " ", "\n"]), max_size=14).map("".join)
+texts = st.text(alphabet="abfoX é", max_size=40) | words
 cuts = st.lists(st.integers(0, 40), max_size=12)
 
 
@@ -68,6 +71,9 @@ def test_no_forbidden_word_begins_to_leave_and_allowed_text_leaves_whole(text, c
 REGEXES = (r"\bfoo\b", r"a[bf]{0,3}X", r"(?m)^o\s", r"bb$", r"é{2}|fo{1,2}b", r"[^a-zX é]o")
 
 
+@settings(max_examples=400)
+@example("Xfoo é and on", [], r"\bfoo\b")  # the X has left when the word before it is judged
+@example("aaao bbbbbbb", [], r"(?m)^o\s")
 @given(texts, cuts, st.sampled_from(REGEXES))
 def test_a_pattern_finds_in_pieces_what_it_finds_in_the_whole(text, cuts, regex):
     guard = RuleGuard([RuleSettings("p", regexes=(regex,), ignore_case=False)])
