@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -21,6 +21,25 @@ from bedplate.model.projection import Adapter
 
 PAGE = 16
 """Positions in a page."""
+
+
+class Shape(NamedTuple):
+    """How large a runner's workplaces are."""
+
+    precision: Literal["float32", "int8"]
+    """Of stored weights on a processor. int8: activations are rounded too, and keys and values are kept in half precision."""
+    context: int
+    """Longest sequence."""
+    pages: int
+    """Of the cache."""
+    positions: int
+    """Most of one step."""
+    rows: int
+    """Most states whose logits are asked for at once."""
+    threads: int
+    """That compute."""
+    cheap_rows: int
+    """Rows of a step that cost hardly more than one."""
 
 
 class Segment(NamedTuple):

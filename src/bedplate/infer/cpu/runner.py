@@ -11,9 +11,9 @@ from jaxtyping import Float, Int
 
 from bedplate.core.errors import ConfigError
 from bedplate.infer.cpu.build import library
-from bedplate.infer.cpu.pack import Packer, Precision
+from bedplate.infer.cpu.pack import Packer
 from bedplate.infer.cpu.structs import LANES, Change, Layer, Matrix, Scratch, StepIn, Trunk, at, check
-from bedplate.infer.step import PAGE, States, Step
+from bedplate.infer.step import PAGE, Shape, States, Step
 from bedplate.model.foundation import FoundationModel
 from bedplate.model.projection import Adapter
 from bedplate.model.rotary import rotation
@@ -25,29 +25,25 @@ HEADS_AT_ONCE = 4
 class CpuRunner:
     """A Runner. Weights are copied; the model is not needed afterwards, but for embedding."""
 
-    def __init__(self, model: FoundationModel, *, precision: Precision, pages: int, positions: int, context: int, rows: int, threads: int) -> None:
+    def __init__(self, model: FoundationModel, shape: Shape) -> None:
         """Pack a model's weights.
 
         Args:
             model: its adapters are not looked at.
-            precision: of weights; int8 keeps keys and values in half precision.
-            pages: of the cache.
-            positions: most of one step.
-            context: longest sequence.
-            rows: most states whose logits are asked for at once.
-            threads: that compute.
+            shape: precision, and how much of everything.
         Raises:
             ConfigError: the model computes something that the compiled trunk does not.
             ResourceError: there is no compiled trunk.
         """
+        precision, pages, context = shape.precision, shape.pages, shape.context
         config = self.config = model.config
         if config.rope_scaling is not None and config.rope_scaling.rope_type == "dynamic":
             raise ConfigError("angles that depend on the length are not in the compiled trunk", "torch computes them")
-        self.pages, self.most_positions, self.name = pages, positions, f"cpu {precision}"
+        self.pages, self.most_positions, self.name = pages, shape.positions, f"cpu {precision}"
         self._library = library()
         check(self._library)
         self._library.pool_open.restype = ctypes.c_void_p
-        self._pool = ctypes.c_void_p(self._library.pool_open(threads))
+        self._pool = ctypes.c_void_p(self._library.pool_open(shape.threads))
         self._packer = Packer(self._library)
         turned = rotation(config, context, model.head.device)
         half = config.head_dim // 2
@@ -64,7 +60,8 @@ class CpuRunner:
             for width in (config.head_dim, value_width)
         ]
         self._layers = (Layer * config.num_hidden_layers)()
-        for number_of, layer in enumerate(model.model.layers):
+        layers: Any = model.model.layers
+        for number_of, layer in enumerate(layers):
             attention, feed = layer.self_attn, layer.mlp
             pack = self._packer
             self._layers[number_of] = Layer(
@@ -94,8 +91,8 @@ class CpuRunner:
             config.rms_norm_eps,
         )
         self._head: Matrix = self._packer.matrix(model.head, None, precision)
-        self._logits = np.empty((rows, (-(-config.vocab_size // LANES) + 1) * LANES), np.float32)
-        self._scratch, self._room = self._workplaces(max(positions, rows), context, threads)
+        self._logits = np.empty((shape.rows, (-(-config.vocab_size // LANES) + 1) * LANES), np.float32)
+        self._scratch, self._room = self._workplaces(max(shape.positions, shape.rows), context, shape.threads)
 
     def _workplaces(self, n: int, context: int, threads: int) -> tuple[Scratch, dict[str, np.ndarray[Any, Any]]]:
         config = self.config
@@ -106,7 +103,7 @@ class CpuRunner:
             return (-(-width // LANES) + 1) * LANES  # stride_of in matrix.h
 
         scores = HEADS_AT_ONCE * (panels(context) + PAGE)
-        room = {
+        room: dict[str, np.ndarray[Any, Any]] = {
             "x": np.zeros(n * widest + LANES, np.float32),
             "qkv": np.zeros(n * panels(attended + 2 * config.num_key_value_heads * config.head_dim), np.float32),
             "attended": np.zeros(n * panels(config.hidden_size), np.float32),
@@ -156,7 +153,8 @@ class CpuRunner:
         changes = (Change * self.config.num_hidden_layers)()
         groups = (("self_attn", ("q_proj", "k_proj", "v_proj")), ("self_attn", ("o_proj",)), ("mlp", ("gate_proj", "up_proj")), ("mlp", ("down_proj",)))
         widest = 0
-        for number, layer in enumerate(self._model.model.layers):
+        layers: Any = self._model.model.layers
+        for number, layer in enumerate(layers):
             made = []
             for parent, names in groups:
                 found = [adapters.get(f"model.layers.{number}.{parent}.{one}") for one in names]
