@@ -304,6 +304,22 @@ def test_guards_that_take_long_run_in_their_own_threads_and_in_order():
     assert all(name.startswith("guards") for name in slow.threads)
 
 
+def test_what_goes_wrong_in_a_pool_is_told_once():
+    with ThreadPoolExecutor(2) as pool:
+        for place in (Place(RuntimeError("bug")), Place([Piece(text="a"), Piece(choice=7, text="no such choice"), *said("b", "c")])):
+            heard, done = Heard(), threading.Event()
+
+            def deliver(piece):
+                heard.append(piece)
+                if piece.last:
+                    done.set()
+
+            guarded(place, answer=(literal_guard("bad"),), pool=pool).submit(ask(), deliver)
+            assert done.wait(20)
+            pool.submit(lambda: None).result()
+            assert [type(piece.error).__name__ for piece in heard if piece.last] == ["BedplateError"]
+
+
 def test_cancelling_before_the_generator_has_begun():
     place = Place(by_hand=True)
     gate = threading.Event()
