@@ -113,6 +113,17 @@ def test_every_single_bit_that_is_flipped_is_found(tmp_path, signer):
         flip(path, at, bit)
 
 
+def test_another_way_to_write_the_same_is_found(laid, signer):
+    """Spaces, escapes, another order, another number format: JSON would not mind."""
+    for old, new in ((b'"n":3', b'"n": 3'), (b'"kind":"answer"', b'"kind":"\\u0061nswer"'), (b'"share":0.5', b'"share":5e-1'), (b"caf\xc3\xa9", b"caf\\u00e9")):
+        folder = laid()
+        changed = [path for path in files(folder) if old in path.read_bytes()]
+        assert changed
+        for path in changed:
+            path.write_bytes(path.read_bytes().replace(old, new))
+        assert "canonical" in str(verify(folder, signer.public).findings[0]), new
+
+
 def test_every_record_that_is_deleted_is_found(laid, signer):
     for path, lines in logs(laid()).items():
         for n in range(len(lines)):

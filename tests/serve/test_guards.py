@@ -5,7 +5,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from places import Heard, Place, said
 
@@ -44,11 +44,14 @@ def through(guards, chunks):
 
 
 def chunked(text, cuts):
+    if not cuts:
+        return list(text)
     places = sorted({min(cut, len(text)) for cut in cuts} | {0, len(text)})
     return [text[a:b] for a, b in zip(places, places[1:])]
 
 
-texts = st.text(alphabet="abfoX é", max_size=40)
+words = st.lists(st.sampled_from(["foo", "fo", "o", "a", "b", "abba", "bb", "X", "é", " ", "\n"]), max_size=14).map("".join)
+texts = st.text(alphabet="abfoX é", max_size=40) | words
 cuts = st.lists(st.integers(0, 40), max_size=12)
 
 
@@ -68,15 +71,19 @@ def test_no_forbidden_word_begins_to_leave_and_allowed_text_leaves_whole(text, c
 REGEXES = (r"\bfoo\b", r"a[bf]{0,3}X", r"(?m)^o\s", r"bb$", r"é{2}|fo{1,2}b", r"[^a-zX é]o")
 
 
+@settings(max_examples=400)
+@example("Xfoo é and on", [], r"\bfoo\b")  # the X has left when the word before it is judged
+@example("aaao bbbbbbb", [], r"(?m)^o\s")
 @given(texts, cuts, st.sampled_from(REGEXES))
 def test_a_pattern_finds_in_pieces_what_it_finds_in_the_whole(text, cuts, regex):
     guard = RuleGuard([RuleSettings("p", regexes=(regex,), ignore_case=False)])
     left, verdict = through((guard,), chunked(text, cuts))
     whole = guard.check(text)
     assert verdict.allowed == whole.allowed
-    assert verdict.allowed == (re.search(regex.replace("$", r"\Z"), text) is None)
+    first = re.search(regex.replace("$", r"\Z"), text)
+    assert verdict.allowed == (first is None)
     out = "".join(left)
-    assert out == text if verdict.allowed else text.startswith(out) and guard.check(out).allowed
+    assert out == text if first is None else text.startswith(out) and len(out) <= first.start(), "not even its first letter leaves"
 
 
 @given(texts, cuts)
@@ -296,6 +303,22 @@ def test_guards_that_take_long_run_in_their_own_threads_and_in_order():
         with pytest.raises(PolicyError, match="zzz"):
             list(stream(behind, ask("zzz")))
     assert all(name.startswith("guards") for name in slow.threads)
+
+
+def test_what_goes_wrong_in_a_pool_is_told_once():
+    with ThreadPoolExecutor(2) as pool:
+        for place in (Place(RuntimeError("bug")), Place([Piece(text="a"), Piece(choice=7, text="no such choice"), *said("b", "c")])):
+            heard, done = Heard(), threading.Event()
+
+            def deliver(piece):
+                heard.append(piece)
+                if piece.last:
+                    done.set()
+
+            guarded(place, answer=(literal_guard("bad"),), pool=pool).submit(ask(), deliver)
+            assert done.wait(20)
+            pool.submit(lambda: None).result()
+            assert [type(piece.error).__name__ for piece in heard if piece.last] == ["BedplateError"]
 
 
 def test_cancelling_before_the_generator_has_begun():

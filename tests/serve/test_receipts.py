@@ -35,6 +35,7 @@ def test_a_receipt_is_about_these_words_and_no_others(signer):
     receipt = receipts.issue(signer, facts())
     assert receipts.holds(receipt, signer.public)
     assert receipts.tells_of(receipt, "why?", "because") and receipts.tells_of(receipt, prompt="why?")
+    assert not receipts.tells_of(receipts.issue(signer, facts(salt="no hex")), "why?")
     assert not receipts.tells_of(receipt, "why", "because") and not receipts.tells_of(receipt, answer="Because")
 
 

@@ -105,12 +105,12 @@ class Guarded:
             PolicyError: the question was refused; with a pool it comes as the answer's error instead.
         """
         ticket = GuardedTicket()
-        in_turn: Callable[[Callable[[], None]], None] = _InOrder(self._pool) if self._pool is not None else _at_once
         answer = _Answer(self.guards.answer, ask.sampling.n, deliver, ticket)
         if self._pool is None:
-            self._begin(ask, answer, ticket, in_turn)
+            self._begin(ask, answer, ticket, _at_once)
         else:
-            in_turn(lambda: self._begin_later(ask, answer, ticket, in_turn, deliver))
+            in_turn = _InOrder(self._pool, answer.broke)
+            in_turn(lambda: self._begin(ask, answer, ticket, in_turn))
         return ticket
 
     def workers(self) -> Sequence[WorkerCard]:
@@ -135,12 +135,6 @@ class Guarded:
             ticket.verdict = verdict
             raise PolicyError(verdict.reason or "a guard refused the question", "ask without it")
         ticket.begun(self.generator.submit(ask, lambda piece: in_turn(lambda: answer.take(piece))))
-
-    def _begin_later(self, ask: Ask, answer: _Answer, ticket: GuardedTicket, in_turn: Callable[[Callable[[], None]], None], deliver: Deliver) -> None:
-        try:
-            self._begin(ask, answer, ticket, in_turn)
-        except BedplateError as error:
-            deliver(Piece(finish="error", error=error))
 
 
 class GuardedTicket:
@@ -187,9 +181,12 @@ class _Answer:
         # What could have been said is checked word by word, or by guards that take their time not told at all.
         self._quick = all(isinstance(guard, StreamingGuard) and not isinstance(guard, Windowed) for guard in guards)
         self._choices = [_Choice(GuardedStream(guards)) for _ in range(n)]
+        self._broken = False
 
     def take(self, piece: Piece) -> None:
         """Pass on what may leave of it."""
+        if self._broken:
+            return
         if not self._guards or piece.error is not None or piece.vector is not None:
             self._deliver(piece)
             return
@@ -215,6 +212,14 @@ class _Answer:
         choice.over = piece.finish is not None
         if passed.text or passed.tool_calls or passed.logprobs or passed.label or passed.finish is not None or passed.usage is not None:
             self._deliver(passed)
+
+    def broke(self, error: Exception) -> None:
+        """The question was refused, or something is wrong with us: the answer ends."""
+        if not self._broken:
+            self._broken = True
+            self._ticket.cancel()
+            foreseen = error if isinstance(error, BedplateError) else BedplateError(f"the answer could not be checked: {type(error).__name__}")
+            self._deliver(Piece(finish="error", error=foreseen))
 
     def _refuse(self, piece: Piece, choice: _Choice, verdict: Verdict) -> None:
         choice.over = True
@@ -242,8 +247,8 @@ class _Answer:
 class _InOrder:
     """Runs what it is given one after the other, in a pool."""
 
-    def __init__(self, pool: Executor) -> None:
-        self._pool = pool
+    def __init__(self, pool: Executor, broke: Callable[[Exception], None]) -> None:
+        self._pool, self._broke = pool, broke
         self._turn = threading.Lock()
         self._waiting: deque[Callable[[], None]] = deque()
         self._running = False
@@ -263,7 +268,10 @@ class _InOrder:
                     self._running = False
                     return
                 work = self._waiting.popleft()
-            work()
+            try:
+                work()
+            except Exception as error:  # nobody would hear of it in a pool, and whoever asked would wait for ever
+                self._broke(error)
 
 
 def _at_once(work: Callable[[], None]) -> None:

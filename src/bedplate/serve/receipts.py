@@ -105,7 +105,10 @@ def holds(receipt: Receipt, key: PublicKey) -> bool:
 def tells_of(receipt: Receipt, prompt: str | None = None, answer: str | None = None) -> bool:
     """Whether the receipt is about these words; None: not asked."""
     facts = receipt.facts
-    salt = bytes.fromhex(facts.salt)
+    try:
+        salt = bytes.fromhex(facts.salt)
+    except ValueError:
+        return False
     pairs = ((prompt, facts.prompt_sha256), (answer, facts.answer_sha256))
     return all(hmac.compare_digest(text_digest(text, salt), digest) for text, digest in pairs if text is not None)
 
