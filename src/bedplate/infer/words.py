@@ -16,7 +16,7 @@ from bedplate.core.generation import TokenLogprob
 from bedplate.data.tokenizer import Encoder
 
 WINDOW_TOKENS = 16
-"""Where a tokenizer is not made of bytes: tokens that are decoded again with each new one, at most."""
+"""Where a tokenizer is not made of bytes: tokens that may make a character, at most."""
 
 
 class Said(NamedTuple):
@@ -62,27 +62,27 @@ class ByBytes:
 
 
 class ByWindow:
-    """For other tokenizers: the last few tokens are decoded with and without the new one."""
+    """For other tokenizers: the new tokens are decoded behind the last ones that made whole characters, and what those say alone is taken off."""
 
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
-        self._held: list[int] = []
-        self._left = ""
-        """Text of the held tokens that has left."""
+        self._before: list[int] = []
+        self._new: list[int] = []
 
     def push(self, token: int) -> str:
-        self._held.append(token)
-        text = self._text(self._held)
-        if text.endswith("\ufffd") and len(self._held) < WINDOW_TOKENS:
+        self._new.append(token)
+        text = self._told()
+        if text.endswith("\ufffd") and len(self._new) < WINDOW_TOKENS:
             return ""
-        new = text[len(self._left) :] if text.startswith(self._left) else text
-        self._held = self._held[-1:]  # the next token is decoded behind this one: alone, some tokenizers would cut its space
-        self._left = self._text(self._held)
-        return new
+        self._before, self._new = self._new, []
+        return text
 
     def end(self) -> str:
-        text = self._text(self._held)
-        return text[len(self._left) :] if text.startswith(self._left) else text
+        return self._told() if self._new else ""
+
+    def _told(self) -> str:
+        before, whole = self._text(self._before), self._text(self._before + self._new)
+        return whole[len(before) :]
 
     def _text(self, ids: list[int]) -> str:
         return str(self._encoder.whole.decode(ids, skip_special_tokens=False)) if ids else ""

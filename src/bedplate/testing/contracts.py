@@ -86,9 +86,9 @@ class GeneratorContract:
             return error
         pieces = heard.wait()
         assert [piece.finish for piece in pieces] == ["error"], pieces
-        error = pieces[0].error
-        assert error is not None and error.message and error.hint
-        return error
+        told = pieces[0].error
+        assert told is not None and told.message and told.hint
+        return told
 
     # Streaming.
 
@@ -151,7 +151,7 @@ class GeneratorContract:
     # Stop strings.
 
     def test_nothing_of_a_stop_string_leaves(self, generator: Generator) -> None:
-        drawn = {} if "seeds" in self.lacks else {"temperature": 1.0, "seed": 2}
+        drawn: dict[str, Any] = {} if "seeds" in self.lacks else {"temperature": 1.0, "seed": 2}
         whole = Heard(generator, self.ask(max_tokens=24, **drawn)).texts()[0]
         assert len(whole) > 4
         for start in range(1, len(whole) - 3, max(1, len(whole) // 5)):

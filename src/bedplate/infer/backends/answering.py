@@ -73,7 +73,12 @@ class Answering:
             if choice not in self._open:
                 return
             self._open.discard(choice)
-            said = Usage(*map(max, usage[:2], self._usage[:2]), self._usage.completion_tokens + usage.completion_tokens)  # type: ignore[arg-type]
+            before = self._usage
+            said = Usage(
+                max(before.prompt_tokens, usage.prompt_tokens),
+                max(before.cached_tokens, usage.cached_tokens),
+                before.completion_tokens + usage.completion_tokens,
+            )
             self._usage = said
             reader = self._calls[choice]
             heard = reader.end() if reader is not None else tools.Heard()

@@ -2,8 +2,9 @@
 
     generator = LlamaCpp(Path("model.q8_0.gguf"), Settings(slots=4))
 
-Turns become tokens by our own template and tokenizer, read from the file, so what people write never becomes a control token. A file is tried in a process of its
-own before it is opened here: one that llama.cpp does not like may end its process. Its HTTP port is closed by a secret that nobody is told.
+Turns become tokens by our own template and tokenizer, read from the file, so what people write never becomes a control token. A file is tried
+in a process of its own before it is opened here: one that llama.cpp does not like may end its process. Its HTTP port is closed by a secret
+that nobody is told.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ class Settings:
     """Longest question and answer together, of each slot."""
     threads: int = 2
     reuse: bool = False
-    """Keep what was read of a prompt for the next one that begins alike. Whoever can measure time learns from it what others asked, so it is for one tenant alone."""
+    """Keep what was read of a prompt for the next one that begins alike. Whoever can measure time learns from it what others asked, so it is for
+    one tenant alone."""
     gpu_layers: int = 0
     most_waiting: int = 256
     """Questions that wait for a slot; more are refused."""
@@ -64,7 +66,7 @@ class LlamaCpp:
         DataError: llama.cpp does not take the file.
     """
 
-    def __init__(self, path: Path, settings: Settings = Settings()) -> None:  # noqa: B008 (frozen)
+    def __init__(self, path: Path, settings: Settings = Settings()) -> None:
         if hint := llama_cpp.missing():
             raise ResourceError("llama.cpp is not at hand", hint)
         self._settings = settings
@@ -255,7 +257,8 @@ def grammar(form: Form) -> str:
         start = " | ".join(json.dumps(choice, ensure_ascii=False) for choice in form.choice)
     else:
         schema = {"type": "object"} if form.schema is None else dict(form.schema)
-        start = "%json " + json.dumps({**schema, "x-guidance": {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}}, ensure_ascii=False)
+        spaces = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+        start = "%json " + json.dumps({**schema, "x-guidance": spaces}, ensure_ascii=False)
     return f"%llguidance {{}}\nstart: {start}"
 
 

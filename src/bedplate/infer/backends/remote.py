@@ -100,7 +100,7 @@ class Remote:
         if ask.worker not in self._models:
             raise ConfigError(f"there is no worker {ask.worker!r}", did_you_mean(ask.worker, self._models))
         where, body = openai_api.body(ask, self._models[ask.worker])
-        answering = Answering(ask, deliver, listens=False, wake=lambda: self._loop.call_soon_threadsafe(self._stop, answering))
+        answering = Answering(ask, deliver, listens=False, wake=lambda: self._wake(answering))
         with self._lock:
             if self._closed:
                 raise StateError("the generator is closed", "open another")
@@ -129,6 +129,11 @@ class Remote:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+    def _wake(self, answering: Answering) -> None:
+        with self._lock:  # a ticket may be kept for longer than the loop lives
+            if not self._closed:
+                self._loop.call_soon_threadsafe(self._stop, answering)
 
     # On the generator's own thread.
 
