@@ -16,7 +16,7 @@ from bedplate.testing.bases import tiny_base
 def running(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     base = tiny_base(folder)
-    rows = [{"prompt": f"lamp {n % 2}", "answer": "rain" if n % 2 else "birds"} for n in range(8)]
+    rows = [{"prompt": f"lamp {n % 2}", "completion": "rain" if n % 2 else "birds"} for n in range(8)]
     labels = [{"text": "rain rain" if n % 2 else "birds and boats", "label": "wet" if n % 2 else "dry"} for n in range(12)]
     for name, given, task in (("talker", rows, "generate"), ("sorter", labels, "classify")):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in given))
@@ -25,9 +25,12 @@ def running(tmp_path_factory):
         assert done.returncode == 0, done.stderr[-2000:]
     words = ["serve", base, "--port", 0, "--json", *(word for name in ("talker", "sorter") for word in ("--adapter", f"{name}={folder / name}"))]
     process = subprocess.Popen([sys.executable, "-m", "bedplate.cli.app", *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    line = process.stdout.readline()
-    assert line, process.stderr.read()[-2000:]
-    yield json.loads(line)
+    told = ""
+    while not told.endswith("}\n"):
+        line = process.stdout.readline()
+        assert line, process.stderr.read()[-2000:]
+        told += line
+    yield json.loads(told)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 0 and "Traceback" not in err, err
@@ -51,8 +54,8 @@ def test_forms_and_tools_are_kept_to(running):
     schema = {"type": "object", "properties": {"wet": {"type": "boolean"}}, "required": ["wet"], "additionalProperties": False}
     form = {"type": "json_schema", "json_schema": {"name": "weather", "schema": schema, "strict": True}}
     asked = [{"role": "user", "content": "is it wet?"}]
-    told = client.chat.completions.create(model="base", messages=asked, response_format=form, max_tokens=60, temperature=0).choices[0]
+    told = client.chat.completions.create(model="base", messages=asked, response_format=form, max_tokens=400, temperature=1, seed=1).choices[0]
     assert told.finish_reason == "stop" and set(json.loads(told.message.content)) == {"wet"}
     tools = [{"type": "function", "function": {"name": "look", "parameters": schema}}]
-    called = client.chat.completions.create(model="base", messages=asked, tools=tools, tool_choice="required", max_tokens=120, temperature=0).choices[0]
+    called = client.chat.completions.create(model="base", messages=asked, tools=tools, tool_choice="required", max_tokens=400, temperature=1, seed=1).choices[0]
     assert called.finish_reason == "tool_calls" and json.loads(called.message.tool_calls[0].function.arguments)["wet"] in (True, False)
