@@ -16,7 +16,7 @@ $(SETUP): pyproject.toml
 	@echo "installing into .venv (a minute or two)"
 	@# torch first and alone: asked for with its own range, pip takes a CPU wheel where one is on offer.
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "torch>=2.11,<2.14"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[tour,medical,edge,hub,evaluate,oracle,dev]"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[tour,medical,edge,hub,serve,evaluate,oracle,dev]"
 	@touch $@
 
 tour: setup      ## Learn one small model of six senses from real files and use it (about 12 minutes on two cores)

@@ -20,6 +20,8 @@ class Verdict:
 
     allowed: bool
     reason: str = ""
+    rule: str = ""
+    """Name of what decided, for the audit."""
 
 
 @runtime_checkable
@@ -49,6 +51,32 @@ class Generator(Protocol):
 
     def close(self) -> None:
         """Cancel what is under way and let go of memory and threads."""
+        ...
+
+
+@runtime_checkable
+class AdapterHost(Protocol):
+    """A generator whose workers come and go while it answers."""
+
+    def register(self, name: str, folder: Path) -> WorkerCard:
+        """Another worker from now on.
+
+        Args:
+            name: as questions will name it.
+            folder: of an adapter made for this base.
+        Raises:
+            ConfigError: the name is taken.
+            DataError: the adapter was made for another base.
+            IntegrityError: a digest does not hold.
+        """
+        ...
+
+    def unregister(self, name: str) -> None:
+        """One worker fewer; what it is answering, it answers to the end.
+
+        Raises:
+            ConfigError: there is no such worker.
+        """
         ...
 
 

@@ -22,12 +22,13 @@ def fsync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def atomic_writer(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
+def atomic_writer(path: Path, mode: str = "wb", private: bool = False) -> Iterator[IO[Any]]:
     """Open a temporary file beside `path`; on success it is synced and renamed over it, on any error it vanishes.
 
     Args:
         path: the file to write; its folder is made when missing.
         mode: "wb" or "w".
+        private: only its owner may read and write it, at no moment anybody else.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
@@ -35,37 +36,37 @@ def atomic_writer(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
         text = "b" not in mode
         with os.fdopen(descriptor, mode, encoding="utf-8" if text else None, newline="\n" if text else None) as handle:
             yield handle
-        publish(Path(temporary), path)
+        publish(Path(temporary), path, private)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
 
 
-def publish(temporary: Path, path: Path) -> None:
+def publish(temporary: Path, path: Path, private: bool = False) -> None:
     """Sync a file that is complete and rename it over `path`, in the same folder."""
     with temporary.open("rb") as handle:
         os.fsync(handle.fileno())
     umask = os.umask(0)
     os.umask(umask)
-    temporary.chmod(0o666 & ~umask)  # temporary files are made 0600; a result should be as readable as any other file
+    temporary.chmod(0o600 if private else 0o666 & ~umask)  # temporary files are made 0600; a result should be as readable as any other file
     temporary.replace(path)
     fsync_folder(path.parent)
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes, private: bool = False) -> None:
     """Write a whole file atomically."""
-    with atomic_writer(path) as handle:
+    with atomic_writer(path, private=private) as handle:
         handle.write(data)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, private: bool = False) -> None:
     """Write a whole UTF-8 file atomically."""
-    write_bytes(path, text.encode("utf-8"))
+    write_bytes(path, text.encode("utf-8"), private)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, private: bool = False) -> None:
     """Write indented JSON atomically. NaN is refused: it is not JSON."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", private)
 
 
 def read_json(path: Path) -> Any:

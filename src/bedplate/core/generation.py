@@ -166,6 +166,8 @@ class Ask:
     echo: bool = False
     """Say the prompt again before the answer, token by token where logprobs are asked. Of its very first token nothing could be foreseen: its
     logprob is NaN."""
+    labels: tuple[str, ...] = ()
+    """Classes of its data, as the caller and its key say; they decide where it may be answered."""
     deadline_s: float | None = None
     """Seconds from now after which nobody waits for the answer any more."""
 

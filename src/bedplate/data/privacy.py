@@ -14,7 +14,7 @@ import ipaddress
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -132,6 +132,7 @@ KINDS: dict[str, Kind] = {
     "slack token": Kind(("xox",), re.compile(r"(?<![A-Za-z0-9])xox[abeoprs]-[A-Za-z0-9-]{10,250}"), lambda m: any(c.isdigit() for c in m[0])),
     "google key": Kind(("aiza",), re.compile(r"(?<![A-Za-z0-9_-])AIza[A-Za-z0-9_-]{35}(?![A-Za-z0-9_-])"), _always),
     "stripe key": Kind(("_live_",), re.compile(r"(?<![A-Za-z0-9_])[rs]k_live_[A-Za-z0-9]{20,200}"), _always),
+    "bedplate key": Kind(("bp_",), re.compile(r"(?<![A-Za-z0-9_-])bp_[A-Za-z0-9_-]{43}(?![A-Za-z0-9_-])"), lambda m: entropy(m[0]) > 3.5),
     "json web token": Kind(
         ("eyj",),
         re.compile(r"(?<![A-Za-z0-9_.-])eyJ[A-Za-z0-9_-]{8,2000}\.eyJ[A-Za-z0-9_-]{8,4000}\.[A-Za-z0-9_-]{8,1000}"),
@@ -179,7 +180,7 @@ KINDS: dict[str, Kind] = {
 }
 """Every kind, the surest first: where two overlap, the earlier one is taken."""
 
-SECRETS = ("private key", "aws key", "github token", "slack token", "google key", "stripe key", "json web token", "assigned secret")
+SECRETS = ("private key", "aws key", "github token", "slack token", "google key", "stripe key", "bedplate key", "json web token", "assigned secret")
 """The kinds that give access to something; the others tell of a person."""
 
 
@@ -197,7 +198,7 @@ def find(text: str, without: Sequence[str] = ("ip address",)) -> list[Finding]:
         if name in without:
             continue
         for start, end in _around_words(lower, len(text), kind) if kind.near else dense:
-            found += [Finding(*match.span(kind.group), name) for match in kind.pattern.finditer(text, start, end) if kind.check(match)]
+            found += [Finding(*match.span(kind.group), name) for match in _matches(kind, text, start, end)]
     if len(found) < 2:
         return found
     rank = {name: place for place, name in enumerate(KINDS)}
@@ -215,6 +216,17 @@ def mask(text: str, findings: Sequence[Finding]) -> str:
         parts += [text[at : finding.start], MASK]
         at = finding.end
     return "".join([*parts, text[at:]])
+
+
+def _matches(kind: Kind, text: str, start: int, end: int) -> Iterator[re.Match[str]]:
+    """Matches that pass the kind's check. A number that stands beside another one is tried with fewer of its groups, and from its next one."""
+    while match := kind.pattern.search(text, start, end):
+        breaks = [at for at in range(match.start() + 1, match.end()) if text[at] in " -"] if not kind.near else []
+        tries = (match, *filter(None, (kind.pattern.fullmatch(text, match.start(), at) for at in reversed(breaks))))
+        good = next((one for one in tries if kind.check(one)), None)
+        if good is not None:
+            yield good
+        start = good.end() if good is not None else breaks[0] + 1 if breaks else match.end()
 
 
 def _around_words(lower: str, length: int, kind: Kind) -> list[tuple[int, int]]:

@@ -1,1 +1,1 @@
-"""The gateway. Empty until the gateway issue."""
+"""The HTTP gateway: answers of any Generator for people and programs, in OpenAI's words, with keys, limits, audit and routes."""

@@ -1,0 +1,130 @@
+"""The audit's folder: names, the head that says how far it was signed, and where it ends."""
+
+from __future__ import annotations
+
+import mmap
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from bedplate.core.errors import DataError, IntegrityError
+from bedplate.serve.audit_chain import CHECKPOINT, START, Entry, Record, checkpoint_holds
+from bedplate.serve.signing import PublicKey
+
+HEAD = "head.json"
+PUBLIC = "audit.pub.pem"
+_NAME = re.compile(r"audit-(\d{12})\.jsonl")
+
+
+def file_name(first: int) -> str:
+    """Name of the file that begins with a record."""
+    return f"audit-{first:012d}.jsonl"
+
+
+def first_of(path: Path) -> int:
+    """Number of the record with which a file says that it begins."""
+    found = _NAME.fullmatch(path.name)
+    assert found is not None
+    return int(found[1])
+
+
+def files(folder: Path) -> list[Path]:
+    """The files of a log, in order."""
+    return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name)) if folder.is_dir() else []
+
+
+def head_bytes(record: Record) -> bytes:
+    """What `head.json` holds: the newest checkpoint, as it stands in the log."""
+    return record.line
+
+
+def read_head(folder: Path, key: PublicKey) -> Entry:
+    """The newest checkpoint that was signed.
+
+    Raises:
+        IntegrityError: it is missing, damaged or signed by somebody else.
+    """
+    try:
+        data = (folder / HEAD).read_bytes()
+    except OSError as error:
+        raise IntegrityError(f"{HEAD} of the audit in {folder} is missing", "without it nobody can say how long the log was; restore it from a copy") from error
+    try:
+        record = Record.parse(data.removesuffix(b"\n"))
+        if not data.endswith(b"\n"):
+            raise ValueError("its end is missing")
+    except ValueError as error:
+        raise IntegrityError(f"{HEAD} of the audit in {folder} is damaged: {error}", "restore it from a copy") from error
+    if record.kind != CHECKPOINT or not checkpoint_holds(record, key):
+        raise IntegrityError(f"{HEAD} of the audit in {folder} was not signed by the key {key.id}", "give the public key of the gateway that wrote this log")
+    return record.entry
+
+
+class End(NamedTuple):
+    """Where a log ends."""
+
+    entry: Entry
+    torn: bytes
+    """Bytes behind the last complete line."""
+
+
+def read_end(folder: Path) -> End:
+    """Where a log ends; its last file must hold together.
+
+    Raises:
+        IntegrityError: a complete line does not hold.
+    """
+    torn = b""
+    for path in reversed(files(folder)):
+        last: Entry | None = None
+        n = first_of(path)
+        for line in lines(path):
+            if not line.endswith(b"\n"):
+                torn = line
+                break
+            try:
+                record = Record.parse(line[:-1])
+            except ValueError as error:
+                raise IntegrityError(f"{path.name}, record {n}: {error}", "see `bedplate serve audit verify`; begin a new log in another folder") from error
+            if record.n != n or (last is not None and record.previous != last.hash):
+                raise IntegrityError(f"{path.name}: record {n} does not follow the one before", "see `bedplate serve audit verify`; begin a new log elsewhere")
+            last, n = record.entry, n + 1
+        if last is not None:
+            return End(last, torn)
+    return End(Entry(0, START), torn)
+
+
+def lines(path: Path) -> Iterator[bytes]:
+    """The lines of a file with their ends; the last may have none."""
+    with path.open("rb") as handle:
+        yield from handle
+
+
+def find(folder: Path, identity: str) -> Record | None:
+    """The newest record whose body has this `id`; None: there is none. Reads files as bytes: about a gigabyte a second.
+
+    Raises:
+        DataError: that cannot be an id.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,128}", identity):
+        raise DataError(f"{identity[:60]!r} is no id of an answer", "it stands in the answer, and in x-bedplate-receipt")
+    needle = f'"id":"{identity}"'.encode()
+    for path in reversed(files(folder)):
+        if path.stat().st_size == 0:
+            continue
+        with path.open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            at = data.rfind(needle)
+            while at >= 0:
+                start, end = data.rfind(b"\n", 0, at) + 1, data.find(b"\n", at)
+                record = _whole(data[start:end]) if end >= 0 else None
+                if record is not None and record.body.get("id") == identity:
+                    return record
+                at = data.rfind(needle, 0, at)
+    return None
+
+
+def _whole(line: bytes) -> Record | None:
+    try:
+        return Record.parse(line)
+    except ValueError:
+        return None

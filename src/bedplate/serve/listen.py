@@ -1,0 +1,166 @@
+"""Listening: uvicorn with patience that ends. A client that sends its head too slowly, or takes nothing of what is sent, is let go.
+
+SIGTERM drains: no new requests, those under way end. SIGHUP reloads.
+
+    run(gateway, on_ready=print)        # blocks until told to stop
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from asyncio import TimerHandle
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from bedplate.core.errors import BedplateError, ResourceError
+from bedplate.serve.gateway import Gateway
+from bedplate.serve.settings import ListenSettings
+
+SEND_BUFFER_BYTES = 65_536
+"""Of the kernel, for each connection: left alone it grows to megabytes for a client that does not read."""
+LOG = logging.getLogger("bedplate.serve")
+
+
+def run(gateway: Gateway, app: ASGIApp, on_ready: Callable[[str], None] = lambda address: None) -> None:
+    """Serve until SIGTERM or SIGINT; a second one cuts what is under way.
+
+    Args:
+        gateway: what runs.
+        app: its application.
+        on_ready: called with the address once clients are taken.
+    Raises:
+        ResourceError: the address is taken.
+    """
+    listener = bind(gateway.settings.listen)
+    server = Server(gateway, app, on_ready)
+    server.run(sockets=[listener])
+
+
+def bind(settings: ListenSettings) -> socket.socket:
+    """A listening socket. Its connections are dropped when what was sent is not taken for `stalled_s`, or the other side is gone.
+
+    Raises:
+        ResourceError: the address is taken, or is none of this machine.
+    """
+    host = settings.host.strip("[]")
+    try:
+        listener = socket.create_server((host, settings.port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=2048)
+    except OSError as error:
+        what = f"cannot listen on {settings.host} port {settings.port}: {error.strerror or error}"
+        raise ResourceError(what, "set another listen.port, or 0 for a free one") from error
+    stalled_s = max(1, round(settings.stalled_s))
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+    for name, value in (("TCP_USER_TIMEOUT", stalled_s * 1000), ("TCP_KEEPIDLE", stalled_s), ("TCP_KEEPINTVL", 5), ("TCP_NODELAY", 1)):
+        if hasattr(socket, name):  # Linux has them all, and accepted connections inherit them
+            listener.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    return listener
+
+
+class Server(uvicorn.Server):
+    """Drains before it stops."""
+
+    def __init__(self, gateway: Gateway, app: ASGIApp, on_ready: Callable[[str], None]) -> None:
+        settings = gateway.settings.listen
+        config = uvicorn.Config(
+            app,
+            http=_patient(settings.headers_s),
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            log_level="error",  # a line for every malformed request would let anybody fill the disk
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=max(1, round(settings.idle_s)),
+            timeout_graceful_shutdown=5,
+            limit_concurrency=settings.connections,
+            ssl_certfile=settings.certificate,
+            ssl_keyfile=settings.private_key,
+        )
+        super().__init__(config)
+        self._gateway, self._on_ready = gateway, on_ready
+        self._draining: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to listen."""
+        await super().startup(sockets)
+        self._loop = asyncio.get_running_loop()
+        if hasattr(signal, "SIGHUP"):
+            with contextlib.suppress(RuntimeError, ValueError):  # not in the main thread: no signal comes here
+                self._loop.add_signal_handler(signal.SIGHUP, lambda: asyncio.ensure_future(self._reload()))
+        settings = self._gateway.settings.listen
+        port = sockets[0].getsockname()[1] if sockets else settings.port
+        host = f"[{settings.host}]" if ":" in settings.host and not settings.host.startswith("[") else settings.host
+        self._on_ready(f"{'https' if settings.certificate else 'http'}://{host}:{port}")
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Drain; a second signal stops at once."""
+        if self._loop is None or self._draining is not None:
+            self.should_exit = self.force_exit = True
+            return
+        self._loop.call_soon_threadsafe(self.drain)
+
+    def drain(self) -> None:
+        """Take no new requests, wait for those under way, stop. From within the event loop."""
+        if self._draining is None:
+            self._draining = asyncio.ensure_future(self._drain())
+
+    async def _drain(self) -> None:
+        if not await self._gateway.drained(self._gateway.settings.listen.drain_s):
+            LOG.warning("some answers did not end in time and were broken off")
+            await asyncio.sleep(0.5)  # their last pieces
+        self.should_exit = True
+
+    async def _reload(self) -> None:
+        try:
+            changed = await self._gateway.reload()
+        except BedplateError as error:
+            LOG.error("nothing was reloaded: %s", error)
+        else:
+            LOG.warning("reloaded: %s", "; ".join(changed) or "nothing has changed")
+
+
+def _patient(headers_s: float) -> type[HttpToolsProtocol]:
+    """A protocol that waits so long for a request's head, and lets the application cut a connection."""
+
+    class Patient(HttpToolsProtocol):
+        _head: TimerHandle | None = None
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._wait()
+
+        def on_message_begin(self) -> None:
+            super().on_message_begin()
+            self.scope["extensions"] = {"bedplate.abort": self.transport.abort}  # type: ignore[dict-item]
+            if self._head is None:
+                self._wait()
+
+        def on_headers_complete(self) -> None:
+            self._come()
+            super().on_headers_complete()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._come()
+            super().connection_lost(exc)
+
+        def _wait(self) -> None:
+            self._head = self.loop.call_later(headers_s, self.transport.abort)
+
+        def _come(self) -> None:
+            if self._head is not None:
+                self._head.cancel()
+                self._head = None
+
+    return Patient
