@@ -203,6 +203,7 @@ def write(settings: AdaptSettings, base: Base, task: Task, facts: Mapping[str, A
     folder = settings.to
     folder.mkdir(parents=True, exist_ok=True)
     methods.save(base.model, task.head, settings.method, folder, settings.base.name)
+    task.write(folder)
     learned = {
         "task": task.name,
         "method": to_mapping(settings.method),
@@ -223,6 +224,7 @@ def restore(base: Base, folder: Path) -> Task:
     """
     task, method = task_of(base, folder)
     methods.load(base.model, task.head, method, folder)
+    task.read(folder)
     return task
 
 

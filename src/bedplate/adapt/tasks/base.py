@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
@@ -111,6 +112,16 @@ class Task(ABC):
     def restore(self, facts: Mapping[str, Any]) -> Self:
         """Become what `facts` told; the head is made and waits for its weights."""
         return self
+
+    def write(self, folder: Path) -> None:  # noqa: B027
+        """Write what it learned besides the network's weights, its head and its facts into an adapter folder."""
+
+    def read(self, folder: Path) -> None:  # noqa: B027
+        """Read that back; `restore` came before.
+
+        Raises:
+            IntegrityError: it does not fit.
+        """
 
     def target_of(self, item: Item) -> str:
         """What the head should say of an item, in words; "" where the marked tokens are all there is to learn."""
