@@ -263,7 +263,8 @@ def main() -> None:
     conditions = {"sentences": len(own), "techniques": len(study.names), "folds": f"{len(parts)} of {FOLDS}, by report", "model": "SmolLM2-135M-Instruct"}
     conditions |= {"LoRA epochs": f"at most {arguments.epochs:g}"} if few else {"ATT&CK's sentences": len(more), "they count": "0.1, 0.3 or 1, by inner folds"}
     judged = [test for _, test in parts]
-    append("attack_techniques_lora" if few else "attack_techniques", conditions, {k: v for name in by for k, v in scored(study, name, judged, by[name]).items()})
+    metrics = {metric: values for name in by for metric, values in scored(study, name, judged, by[name]).items()}
+    append("attack_techniques_lora" if few else "attack_techniques", conditions, metrics)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ no one reads them; so short a piece can be guessed back, what it stood in cannot
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -52,7 +53,16 @@ class Rows:
         """Its entries; `count` rows of `width` columns."""
         self.entries = rows, columns, values
         self.count, self.width = count, width
-        self._ahead, self._across = _bags(rows, columns, values, count), _bags(columns, rows, values, width)
+
+    @functools.cached_property
+    def _ahead(self) -> Bags:
+        rows, columns, values = self.entries
+        return _bags(rows, columns, values, self.count)
+
+    @functools.cached_property
+    def _across(self) -> Bags:
+        rows, columns, values = self.entries
+        return _bags(columns, rows, values, self.width)
 
     def take(self, chosen: Bool[np.ndarray, "n"]) -> Rows:
         """The rows where `chosen` holds."""

@@ -113,10 +113,10 @@ class Task(ABC):
         """Become what `facts` told; the head is made and waits for its weights."""
         return self
 
-    def write(self, folder: Path) -> None:  # noqa: B027
+    def keep(self, folder: Path) -> None:  # noqa: B027
         """Write what it learned besides the network's weights, its head and its facts into an adapter folder."""
 
-    def read(self, folder: Path) -> None:  # noqa: B027
+    def recall(self, folder: Path) -> None:  # noqa: B027
         """Read that back; `restore` came before.
 
         Raises:

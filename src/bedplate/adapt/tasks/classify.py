@@ -198,11 +198,11 @@ class Classify(Task):
         learned = {"labels": list(self.names), "several": self.several, "temperature": self.temperature, "threshold": self.threshold}
         return learned | {"words": self.words is not None}
 
-    def write(self, folder: Path) -> None:
+    def keep(self, folder: Path) -> None:
         if self.words is not None:
             self.words.save(folder / WORDS)
 
-    def read(self, folder: Path) -> None:
+    def recall(self, folder: Path) -> None:
         if self._worded:
             self.words = WordScores.load(folder / WORDS, len(self.names))
 
