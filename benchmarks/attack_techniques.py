@@ -74,7 +74,6 @@ def remember(base: Base, texts: Sequence[str], cache: Path) -> dict[bytes, np.nd
             made[part] = task.pooled([sequences[i] for i in part]).numpy()
             done += len(part)
             print(f"features of {done:,} of {len(sequences):,} texts", flush=True)
-    cache.parent.mkdir(parents=True, exist_ok=True)
     np.save(cache, made)
     return dict(zip(seen, made))
 
@@ -114,51 +113,42 @@ class Study:
         return own + [replace(one, counts=counts) for one in usable]
 
     def chosen_counts(self, train: np.ndarray, test: np.ndarray) -> float:
-        """What ATT&CK's sentences should count: by the training part's own reports, in two halves."""
-        scores = {}
-        own = [self.own[i] for i in train]
-        half = folds([one.report for one in own], 0) % 2
+        """What ATT&CK's sentences should count: by the training part's own reports, in halves."""
+        right = {}
         for counts in COUNTS:
             learned = self.learned(train, test, counts)
-            fold = np.concatenate([half, np.full(len(learned) - len(own), 2)])  # ATT&CK's are always learned from
             hot, weights = self.hot(learned), np.array([one.counts for one in learned])
-            right = 0
-            for held_out in (0, 1):
-                kept = np.flatnonzero(fold != held_out)
-                words, _ = fit_words([learned[i].text for i in kept], hot[kept], "softmax", np.zeros(len(kept), int), weights[kept])
-                judged = np.flatnonzero(fold == held_out)
-                right += int((words.scores([learned[i].text for i in judged]).argmax(1) == hot[judged].argmax(1)).sum())
-            scores[counts] = right
-        return max(scores, key=lambda counts: scores[counts])
+            _, unseen = fit_words([one.text for one in learned], hot, "softmax", folds([one.report for one in learned], 0) % 2, weights)
+            right[counts] = int((unseen.argmax(1) == hot.argmax(1))[: len(train)].sum())
+        return max(right, key=lambda counts: right[counts])
 
     def hot(self, examples: Sequence[Any]) -> np.ndarray:
         """Their labels, 1 at each."""
         return one_hot(np.array([self.names.index(one.label) for one in examples]), len(self.names))
 
-    def classify(self, learned: Sequence[Any], test: np.ndarray, words: bool) -> np.ndarray:
-        """Scores by the product: `bedplate adapt --task classify --method probe`."""
-        settings = AdaptSettings(
-            data=ExampleSettings(group="report", most_positions=256), classify=ClassifySettings(words=words, weight_column="counts")
-        )
-        task = Remembering(self.base, settings)
-        task.memory = self.memory
+    def classify(self, learned: Sequence[Any], test: np.ndarray) -> dict[str, np.ndarray]:
+        """Scores by the product, `bedplate adapt --task classify --method probe`: of the base alone, of words alone, of both."""
+        made = {}
         rows = rows_of([{"text": one.text, "label": one.label, "report": one.report, "counts": one.counts} for one in learned])
-        task.survey(rows)
-        task.start([task.encode(row) for row in rows])
-        task.model.eval()
-        return self.placed(task.names, task.all_logits([task.encode(row, learn=False) for row in rows_of([{"text": self.own[i].text} for i in test])]))
+        for words in (False, True):
+            choices = ClassifySettings(words=words, weight_column="counts")
+            task = Remembering(self.base, AdaptSettings(data=ExampleSettings(group="report", most_positions=256), classify=choices))
+            task.memory = self.memory
+            task.survey(rows)
+            task.start([task.encode(row) for row in rows])
+            task.model.eval()
+            texts = [self.own[i].text for i in test]
+            scores = task.all_logits([task.encode(row, learn=False) for row in rows_of([{"text": text} for text in texts])])
+            made["probe_words" if words else "probe"] = self.placed(task.names, scores)
+            if task.words is not None:
+                made["words"] = self.placed(task.names, task.words.scores(texts))
+        return made
 
     def placed(self, names: Sequence[str], scores: np.ndarray) -> np.ndarray:
         """Scores of all techniques; of one that was not there to learn, the lowest."""
         made = np.full((len(scores), len(self.names)), scores.min() - 1)
         made[:, [self.names.index(name) for name in names]] = scores
         return made
-
-    def words(self, learned: Sequence[Any], test: np.ndarray) -> np.ndarray:
-        """Scores from the spelling alone."""
-        hot, weights = self.hot(learned), np.array([one.counts for one in learned])
-        scorer, _ = fit_words([one.text for one in learned], hot, "softmax", folds([one.report for one in learned], 0), weights)
-        return scorer.scores([self.own[i].text for i in test])
 
     def retrieved(self, test: np.ndarray) -> np.ndarray:
         """Votes of ATT&CK's nearest sentences, nothing learned from reports."""
@@ -190,12 +180,9 @@ def approaches(study: Study, train: np.ndarray, test: np.ndarray) -> dict[str, n
     """Scores of a fold's judged sentences by every approach."""
     own, counts = study.learned(train, test, 0), study.chosen_counts(train, test)
     print(f"ATT&CK's sentences count {counts:g}", flush=True)
-    every = study.learned(train, test, counts)
-    made = {"tfidf_svm": study.svm(train, test), "probe": study.classify(own, test, words=False), "words": study.words(own, test)}
-    made |= {"probe_words": study.classify(own, test, words=True), "retrieval": study.retrieved(test)}
+    made = {"tfidf_svm": study.svm(train, test), **study.classify(own, test), "retrieval": study.retrieved(test)}
     made["retrieval_rerank"] = reranked(made["retrieval"], made["probe_words"])
-    made |= {"probe_attack": study.classify(every, test, words=False), "words_attack": study.words(every, test)}
-    return made | {"probe_words_attack": study.classify(every, test, words=True)}
+    return made | {f"{name}_attack": scores for name, scores in study.classify(study.learned(train, test, counts), test).items()}
 
 
 def lora(study: Study, train: np.ndarray, test: np.ndarray, model: Path, epochs: float) -> np.ndarray:
@@ -252,12 +239,15 @@ def main() -> None:
     own = preparing.sentences(tram)
     more = preparing.procedures(attack, {one.label for one in own})
     few = arguments.lora_folds
-    memory = {} if few else remember(base, [one.text for one in [*own, *more]], SCRATCH / "attack_techniques" / "features.npy")
+    SCRATCH.mkdir(exist_ok=True)
+    memory = {} if few else remember(base, [one.text for one in [*own, *more]], SCRATCH / "attack_techniques.npy")
     study = Study(own, more, base, memory, preparing)
     parts = study.parts()[: few or None]
     by: dict[str, list[np.ndarray]] = {}
     for number, (train, test) in enumerate(parts, 1):
-        for name, scores in ({"lora": lora(study, train, test, model, arguments.epochs)} if few else approaches(study, train, test)).items():
+        made = {"lora": lora(study, train, test, model, arguments.epochs)} if few else approaches(study, train, test)
+        np.savez(SCRATCH / f"attack_techniques-{'lora-' if few else ''}{number}.npz", test=test, **made)  # to look at what was wrong
+        for name, scores in made.items():
             by.setdefault(name, []).append(scores)
             print(f"fold {number}: {name} {100 * (scores.argmax(1) == study.labels[test]).mean():.1f}%", flush=True)
     conditions = {"sentences": len(own), "techniques": len(study.names), "folds": f"{len(parts)} of {FOLDS}, by report", "model": "SmolLM2-135M-Instruct"}
