@@ -127,22 +127,22 @@ class Study:
         return one_hot(np.array([self.names.index(one.label) for one in examples]), len(self.names))
 
     def classify(self, learned: Sequence[Any], test: np.ndarray) -> dict[str, np.ndarray]:
-        """Scores by the product, `bedplate adapt --task classify --method probe`: of the base alone, of words alone, of both."""
-        made = {}
+        """Scores by the product, `bedplate adapt --task classify --method probe`: of its two parts and of both together."""
+        settings = AdaptSettings(
+            data=ExampleSettings(group="report", most_positions=256), classify=ClassifySettings(words=True, weight_column="counts")
+        )
+        task = Remembering(self.base, settings)
+        task.memory = self.memory
         rows = rows_of([{"text": one.text, "label": one.label, "report": one.report, "counts": one.counts} for one in learned])
-        for words in (False, True):
-            choices = ClassifySettings(words=words, weight_column="counts")
-            task = Remembering(self.base, AdaptSettings(data=ExampleSettings(group="report", most_positions=256), classify=choices))
-            task.memory = self.memory
-            task.survey(rows)
-            task.start([task.encode(row) for row in rows])
-            task.model.eval()
-            texts = [self.own[i].text for i in test]
-            scores = task.all_logits([task.encode(row, learn=False) for row in rows_of([{"text": text} for text in texts])])
-            made["probe_words" if words else "probe"] = self.placed(task.names, scores)
-            if task.words is not None:
-                made["words"] = self.placed(task.names, task.words.scores(texts))
-        return made
+        task.survey(rows)
+        task.start([task.encode(row) for row in rows])
+        task.model.eval()
+        texts = [self.own[i].text for i in test]
+        both = task.all_logits([task.encode(row, learn=False) for row in rows_of([{"text": text} for text in texts])])
+        assert task.words is not None
+        spelled = task.words.scores(texts)
+        parts = {"probe": both - spelled, "words": spelled, "probe_words": both}  # each part alone gives the order that it gives unscaled
+        return {name: self.placed(task.names, scores) for name, scores in parts.items()}
 
     def placed(self, names: Sequence[str], scores: np.ndarray) -> np.ndarray:
         """Scores of all techniques; of one that was not there to learn, the lowest."""
