@@ -27,7 +27,7 @@ from bedplate.adapt.settings import AdaptSettings, ClassifySettings, ExampleSett
 from bedplate.adapt.tasks.base import NOTHING, portions
 from bedplate.adapt.tasks.classify import Classify
 from bedplate.adapt.weigh import folds
-from bedplate.adapt.words import Spelling, fit_words
+from bedplate.adapt.words import PENALTIES, Spelling, fit_words
 from bedplate.core.home import home
 from bedplate.modality.sequence import Sequence as Positions
 from bedplate.model.formats.get import get
@@ -118,7 +118,8 @@ class Study:
         for counts in COUNTS:
             learned = self.learned(train, test, counts)
             hot, weights = self.hot(learned), np.array([one.counts for one in learned])
-            _, unseen = fit_words([one.text for one in learned], hot, "softmax", folds([one.report for one in learned], 0) % 2, weights)
+            halves = folds([one.report for one in learned], 0) % 2
+            _, unseen = fit_words([one.text for one in learned], hot, "softmax", halves, weights, PENALTIES[1:2])
             right[counts] = int((unseen.argmax(1) == hot.argmax(1))[: len(train)].sum())
         return max(right, key=lambda counts: right[counts])
 
@@ -143,6 +144,12 @@ class Study:
         spelled = task.words.scores(texts)
         parts = {"probe": both - spelled, "words": spelled, "probe_words": both}  # each part alone gives the order that it gives unscaled
         return {name: self.placed(task.names, scores) for name, scores in parts.items()}
+
+    def words(self, learned: Sequence[Any], test: np.ndarray) -> dict[str, np.ndarray]:
+        """Scores by the spelling alone, the base never asked; the same as in `classify`."""
+        hot, weights = self.hot(learned), np.array([one.counts for one in learned])
+        scorer, _ = fit_words([one.text for one in learned], hot, "softmax", folds([one.report for one in learned], 0), weights)
+        return {"words": scorer.scores([self.own[i].text for i in test])}
 
     def placed(self, names: Sequence[str], scores: np.ndarray) -> np.ndarray:
         """Scores of all techniques; of one that was not there to learn, the lowest."""
@@ -176,13 +183,14 @@ def reranked(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return np.where(best & (first > 0), second + 1e6, second)
 
 
-def approaches(study: Study, train: np.ndarray, test: np.ndarray) -> dict[str, np.ndarray]:
-    """Scores of a fold's judged sentences by every approach."""
+def approaches(study: Study, train: np.ndarray, test: np.ndarray, base: bool) -> dict[str, np.ndarray]:
+    """Scores of a fold's judged sentences by every approach, or by those without the base."""
+    scored_by = study.classify if base else study.words
     own, counts = study.learned(train, test, 0), study.chosen_counts(train, test)
     print(f"ATT&CK's sentences count {counts:g}", flush=True)
-    made = {"tfidf_svm": study.svm(train, test), **study.classify(own, test), "retrieval": study.retrieved(test)}
-    made["retrieval_rerank"] = reranked(made["retrieval"], made["probe_words"])
-    return made | {f"{name}_attack": scores for name, scores in study.classify(study.learned(train, test, counts), test).items()}
+    made = {"tfidf_svm": study.svm(train, test), **scored_by(own, test), "retrieval": study.retrieved(test)}
+    made["retrieval_rerank"] = reranked(made["retrieval"], made["probe_words" if base else "words"])
+    return made | {f"{name}_attack": scores for name, scores in scored_by(study.learned(train, test, counts), test).items()}
 
 
 def lora(study: Study, train: np.ndarray, test: np.ndarray, model: Path, epochs: float) -> np.ndarray:
@@ -226,6 +234,7 @@ def main() -> None:
     """Measure every approach, or LoRA on some folds."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--lora-folds", type=int, default=0, help="measure LoRA on so many folds, and nothing else")
+    parser.add_argument("--without-base", action="store_true", help="only what the spelling tells: minutes in place of an hour")
     parser.add_argument("--epochs", type=float, default=3.0)
     parser.add_argument("--model", type=Path, default=home() / "models" / "smollm2-135m")
     arguments = parser.parse_args()
@@ -240,12 +249,12 @@ def main() -> None:
     more = preparing.procedures(attack, {one.label for one in own})
     few = arguments.lora_folds
     SCRATCH.mkdir(exist_ok=True)
-    memory = {} if few else remember(base, [one.text for one in [*own, *more]], SCRATCH / "attack_techniques.npy")
+    memory = {} if few or arguments.without_base else remember(base, [one.text for one in [*own, *more]], SCRATCH / "attack_techniques.npy")
     study = Study(own, more, base, memory, preparing)
     parts = study.parts()[: few or None]
     by: dict[str, list[np.ndarray]] = {}
     for number, (train, test) in enumerate(parts, 1):
-        made = {"lora": lora(study, train, test, model, arguments.epochs)} if few else approaches(study, train, test)
+        made = {"lora": lora(study, train, test, model, arguments.epochs)} if few else approaches(study, train, test, not arguments.without_base)
         np.savez(SCRATCH / f"attack_techniques-{'lora-' if few else ''}{number}.npz", test=test, **made)  # to look at what was wrong
         for name, scores in made.items():
             by.setdefault(name, []).append(scores)

@@ -77,9 +77,8 @@ def test_scores_are_those_of_scikit_learns_machine(monkeypatch):
     machine = pytest.importorskip("sklearn.svm", reason="a part of the extra `oracle`")
     rows = labelled(60)
     texts, targets, weights = [row["text"] for row in rows], hot(rows), np.linspace(0.5, 2, 60)
-    monkeypatch.setattr(words, "PENALTIES", (1e-2,))
     monkeypatch.setattr(words, "ITERATIONS", 300)
-    scorer, _ = fit_words(texts, targets, "softmax", np.arange(60) % 2, weights)
+    scorer, _ = fit_words(texts, targets, "softmax", np.arange(60) % 2, weights, (1e-2,))
     # Theirs holds the bias back too, unless it is counted in large units.
     theirs = machine.LinearSVC(C=1 / (60 * 1e-2), intercept_scaling=100, tol=1e-5, max_iter=100_000)
     theirs.fit(Spelling.of(texts).rows(texts).dense(), targets[:, 1], sample_weight=weights / weights.mean())
@@ -88,15 +87,14 @@ def test_scores_are_those_of_scikit_learns_machine(monkeypatch):
     np.testing.assert_allclose(scorer.scores(texts)[:, 0], -expected, atol=0.01)
 
 
-def test_unseen_scores_are_of_the_other_folds_alone(monkeypatch):
-    monkeypatch.setattr(words, "PENALTIES", (1e-2,))  # the penalty alone may be chosen on all of them
+def test_unseen_scores_are_of_the_other_folds_alone():
     rows = labelled(80)
     texts, targets, fold = [row["text"] for row in rows], hot(rows), np.arange(80) % 4
     wrong = targets.copy()
     wrong[fold == 2] = 1 - wrong[fold == 2]  # what a fold's own labels say must not reach its own scores
     features = np.random.default_rng(0).normal(size=(80, 3))
     for unseen in (
-        lambda y: fit_words(texts, y, "softmax", fold, np.ones(80))[1],
+        lambda y: fit_words(texts, y, "softmax", fold, np.ones(80), (1e-2,))[1],
         lambda y: unseen_scores(features, y, "softmax", fold, 0.1, np.ones(80)),
     ):
         before, after = unseen(targets), unseen(wrong)

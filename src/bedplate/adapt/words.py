@@ -218,7 +218,12 @@ class WordScores(NamedTuple):
 
 
 def fit_words(
-    texts: Sequence[str], targets: Float[np.ndarray, "n c"], loss: Loss, fold: Int[np.ndarray, "n"], weights: Float[np.ndarray, "n"]
+    texts: Sequence[str],
+    targets: Float[np.ndarray, "n c"],
+    loss: Loss,
+    fold: Int[np.ndarray, "n"],
+    weights: Float[np.ndarray, "n"],
+    penalties: Sequence[float] = PENALTIES,
 ) -> tuple[WordScores, Float[np.ndarray, "n c"]]:
     """Linear scores from pieces, and the scores that each text gets from the texts of the other folds.
 
@@ -228,23 +233,24 @@ def fit_words(
         loss: by which the penalty is chosen.
         fold: of each text; texts that resemble each other should share one.
         weights: how much each text counts.
+        penalties: that are tried, strongest first.
     """
     spelling = Spelling.of(texts)
     whole, y, w = spelling.rows(texts), torch.from_numpy(targets.astype(np.float32)), torch.from_numpy((weights / weights.mean()).astype(np.float32))
-    unseen = np.zeros((len(PENALTIES), *targets.shape), np.float32)
+    unseen = np.zeros((len(penalties), *targets.shape), np.float32)
     for held_out in np.unique(fold):
         train = fold != held_out
         rows, others = whole.take(train), whole.take(~train)
         table, bias = torch.zeros(whole.width, y.shape[1]), torch.zeros(y.shape[1])
-        for number, penalty in enumerate(PENALTIES):  # each starts where the stronger one ended
+        for number, penalty in enumerate(penalties):  # each starts where the stronger one ended
             _solve(table, bias, rows, y[train], w[train], penalty)
             unseen[number][~train] = (others.times(table) + bias).numpy()
     costs = [_cost(scores, y, w, loss) for scores in unseen]
     best = int(np.argmin(costs))
     table, bias = torch.zeros(whole.width, y.shape[1]), torch.zeros(y.shape[1])
-    for penalty in PENALTIES[: best + 1]:
+    for penalty in penalties[: best + 1]:
         _solve(table, bias, whole, y, w, penalty)
-    return WordScores(spelling, table.numpy(), bias.numpy(), PENALTIES[best]), unseen[best]
+    return WordScores(spelling, table.numpy(), bias.numpy(), penalties[best]), unseen[best]
 
 
 def _cost(scores: np.ndarray, y: Tensor, w: Tensor, loss: Loss) -> float:
