@@ -67,6 +67,7 @@ class Adapters:
             if task.head is not None:
                 methods.load_head(task.head, folder)
                 task.head.requires_grad_(False)
+            task.recall(folder)
             made = Registered(task, digest, folder, method.name != "probe")
         else:
             peft.read_config(folder)

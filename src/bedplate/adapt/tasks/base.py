@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
@@ -114,6 +115,16 @@ class Task(ABC):
         """Become what `facts` told; the head is made and waits for its weights."""
         return self
 
+    def keep(self, folder: Path) -> None:  # noqa: B027
+        """Write what it learned besides the network's weights, its head and its facts into an adapter folder."""
+
+    def recall(self, folder: Path) -> None:  # noqa: B027
+        """Read that back; `restore` came before.
+
+        Raises:
+            IntegrityError: it does not fit.
+        """
+
     def target_of(self, item: Item) -> str:
         """What the head should say of an item, in words; "" where the marked tokens are all there is to learn."""
         return ""
@@ -151,8 +162,8 @@ class Task(ABC):
         """Last layers whose streams heads look at: the upper half."""
         return upper_half(self.model.config)
 
-    def of_pooled(self, pooled: Float[Tensor, "b d"]) -> Sequence[Any]:
-        """What the head says of pooled features, by whoever they were computed; the type is the task's own."""
+    def of_pooled(self, pooled: Float[Tensor, "b d"], texts: Sequence[str]) -> Sequence[Any]:
+        """What the head says of pooled features, by whoever they were computed, and of the texts behind them; the type is the task's own."""
         raise ConfigError(f"the task {self.name!r} says nothing of one vector", "predict with a Worker")
 
     @torch.no_grad()
