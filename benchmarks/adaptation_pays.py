@@ -1,0 +1,224 @@
+"""Does adaptation pay? The same labels, steps and recipe from a pre-trained base and from scratch, for a job of each of three senses.
+
+Nothing differs between the two arms but the weights that they start from, and the learning rate that suits each: it is chosen for each on
+labels of a validation part, from the same rates, before the test part is looked at. The bases of pictures and sounds learned without labels with
+the product's own build and loop; the base of text is the lower layers of SmolLM2-135M-Instruct, so that a run from scratch ends in minutes too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from bedplate.adapt.base import Base
+from bedplate.adapt.label_efficiency import Accuracy, Documents, Method, Recipe, balanced_draw, best_rate, label_efficiency
+from bedplate.core.errors import RemoteError
+from bedplate.data.corpus_format import StoredSegment
+from bedplate.model.formats.get import get
+from bedplate.model.foundation import FoundationModel
+from benchmarks import things
+from benchmarks.inputs import SCRATCH, SHARED
+from benchmarks.record import Metrics, append
+from benchmarks.training import run_training
+
+SIZES = (50, 200, 1000)
+DRAWS = (0, 1, 2)
+RATES_CHOSEN_AT = 200
+"""Labels of the first draw with which each arm's learning rate is chosen; it holds for every size."""
+VALIDATION = 300
+"""Things of the training part that are set apart for that choice."""
+ARMS: tuple[Method, Method] = ("finetune", "scratch")
+STEPS = {50: 60, 200: 120, 1000: 200}
+
+
+class Parts(NamedTuple):
+    """A base and what it is judged on."""
+
+    model: FoundationModel
+    train: Documents
+    train_labels: np.ndarray
+    test: Documents
+    test_labels: np.ndarray
+    base: str
+    """What the base is and learned from, in words."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job."""
+
+    job: str
+    """In words, for the record and the figure."""
+    parts: Callable[[Path], Parts]
+    recipe: Recipe
+    most_test: int
+
+
+def pictures_or_sounds(what: Callable[[], things.Things], steps: int) -> Callable[[Path], Parts]:
+    """Parts whose base learns from the training part without labels, so many steps."""
+
+    def parts(folder: Path) -> Parts:
+        found = what()
+        corpus = things.build_corpus(found, folder)
+        settings = ['model.size="nano"', f"run.steps={steps}", "model.context=512", f"run.threads={torch.get_num_threads()}"]
+        settings += ["sample.every_steps=0", "health.max_epochs=1000", "evaluate.every_steps=0"]
+        model, _ = run_training(corpus.folder, folder / f"run-{steps}", settings)
+        train, train_labels = things.documents(found, corpus.specs, test=False)
+        test, test_labels = things.documents(found, corpus.specs, test=True)
+        return Parts(model, train, train_labels, test, test_labels, f"nano, {steps} steps without labels on {len(train):,} things of its training part")
+
+    return parts
+
+
+TECHNIQUES = 10
+LAYERS = 6
+MOST_TOKENS = 40
+
+
+def techniques(folder: Path) -> Parts:
+    """TRAM: the ten most frequent ATT&CK techniques of sentences; a quarter of the reports, whole, is for testing."""
+    base = Base.load(get("smollm2-135m").folder)
+    rows = json.loads((SHARED / "cti" / "tram.json").read_text())
+    train, test = by_document(rows, TECHNIQUES, share=0.25)
+    names = sorted({str(row["label"]) for row in rows_of(rows, TECHNIQUES)})
+
+    def encoded(part: Sequence[dict[str, str]]) -> tuple[Documents, np.ndarray]:
+        documents = [[StoredSegment("text", np.asarray(base.encoder.encode(row["text"])[:MOST_TOKENS], np.int32))] for row in part]
+        return documents, np.array([names.index(row["label"]) for row in part])
+
+    (train_documents, train_labels), (test_documents, test_labels) = encoded(train), encoded(test)
+    model = lower_layers(base.model, LAYERS)
+    return Parts(model, train_documents, train_labels, test_documents, test_labels, f"the lower {LAYERS} of 30 layers of SmolLM2-135M-Instruct (Q4_1)")
+
+
+def rows_of(rows: Sequence[dict[str, str]], most: int) -> list[dict[str, str]]:
+    """Rows of the most frequent labels; of equally frequent ones those first by name."""
+    counts = Counter(row["label"] for row in rows)
+    kept = sorted(counts, key=lambda label: (-counts[label], label))[:most]
+    return [row for row in rows if row["label"] in kept]
+
+
+def by_document(rows: Sequence[dict[str, str]], most: int, share: float) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """(training, test) rows of the most frequent labels: each document is in one of the two, in an order that mixes them.
+
+    Args:
+        rows: with "label" and "doc_title".
+        most: labels.
+        share: of the rows, that the test part has at least.
+    """
+    kept = rows_of(rows, most)
+    kept = [kept[i] for i in np.random.default_rng(1).permutation(len(kept))]
+    counts = Counter(row["doc_title"] for row in kept)
+    titles = sorted(counts)
+    apart: set[str] = set()
+    for i in np.random.default_rng(0).permutation(len(titles)):
+        if sum(counts[title] for title in apart) >= share * len(kept):
+            break
+        apart.add(titles[i])
+    return [row for row in kept if row["doc_title"] not in apart], [row for row in kept if row["doc_title"] in apart]
+
+
+def lower_layers(model: FoundationModel, layers: int) -> FoundationModel:
+    """The model without its upper layers; embeddings and last norm stay."""
+    smaller = FoundationModel(replace(model.config, num_hidden_layers=layers))
+    known = smaller.state_dict()
+    smaller.load_state_dict({name: tensor for name, tensor in model.state_dict().items() if name in known})
+    return smaller
+
+
+JOBS: dict[str, Job] = {
+    "mnist10k": Job("handwritten digits", pictures_or_sounds(things.digits, 400), Recipe({arm: (2e-4, 5e-4, 2e-3) for arm in ARMS}, 32, STEPS), 1000),
+    "fsdd": Job("digits of new speakers", pictures_or_sounds(things.new_speakers, 300), Recipe({arm: (2e-4, 5e-4, 2e-3) for arm in ARMS}, 32, STEPS), 1000),
+    "tram": Job("ATT&CK technique of a sentence", techniques, Recipe({arm: (1e-4, 3e-4, 1e-3) for arm in ARMS}, 16, STEPS), 500),
+}
+
+
+def measure(name: str, folder: Path) -> None:
+    """Base, choice of the rates, both arms, record."""
+    job = JOBS[name]
+    parts = job.parts(folder)
+    kept, validation = set_apart(len(parts.train), VALIDATION)
+    train, labels = [parts.train[i] for i in kept], parts.train_labels[kept]
+    apart, apart_labels = [parts.train[i] for i in validation], parts.train_labels[validation]
+    classes = int(parts.train_labels.max()) + 1
+    chosen = balanced_draw(labels, RATES_CHOSEN_AT, classes, DRAWS[0])
+    rates: dict[Method, tuple[float, ...]] = {}
+    for arm in ARMS:
+        drawn = [train[int(i)] for i in chosen]
+        rates[arm] = (best_rate(parts.model, arm, drawn, labels[chosen], apart, apart_labels, classes, DRAWS[0], job.recipe),)
+        print(f"{name}: {arm} learns at {rates[arm][0]:g}", flush=True)
+    began = time.process_time()
+    test, test_labels = parts.test[: job.most_test], parts.test_labels[: job.most_test]
+    results = label_efficiency(
+        parts.model,
+        train,
+        labels,
+        test,
+        test_labels,
+        sizes=SIZES,
+        seeds=DRAWS,
+        methods=ARMS,
+        recipe=replace(job.recipe, rates=rates),
+        tell=lambda r: print(f"{name}: {r.labels} labels, {r.method}: {100 * r.mean:.1f}%", flush=True),
+    )
+    append(
+        f"adaptation_pays_{name}",
+        conditions={
+            "job": job.job,
+            "base": parts.base,
+            "classes": classes,
+            "test things": len(test),
+            "draws of labels": len(DRAWS),
+            "both arms": f"full fine-tuning, {job.recipe.batch} a step, " + ", ".join(f"{steps} steps at {size} labels" for size, steps in STEPS.items()),
+            "learning rate": f"{rates['finetune'][0]:g} from the base, {rates['scratch'][0]:g} from scratch, by {len(validation)} validation things",
+            "processor time of both arms": f"{time.process_time() - began:.0f} s",
+        },
+        metrics=metrics_of(results),
+    )
+
+
+def set_apart(count: int, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """(indices that labels are drawn from, indices for validation)."""
+    order = np.random.default_rng(2).permutation(count)
+    return np.sort(order[most:]), np.sort(order[:most])
+
+
+def metrics_of(results: Sequence[Accuracy]) -> Metrics:
+    """Accuracy of each arm and size, and the gain of the base over scratch, draw by draw."""
+    by = {(result.method, result.labels): result.values for result in results}
+    metrics: dict[str, tuple[list[float], str]] = {}
+    for size in sorted({size for _, size in by}):
+        for arm, called in zip(ARMS, ("base", "scratch")):
+            metrics[f"{called}_at_{size}"] = ([100 * value for value in by[(arm, size)]], "%")
+        metrics[f"gain_at_{size}"] = ([100 * (a - b) for a, b in zip(by[("finetune", size)], by[("scratch", size)], strict=True)], "points")
+    return metrics
+
+
+def main() -> None:
+    """Measure the chosen jobs, or all."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("jobs", nargs="*", choices=[*JOBS, []], default=list(JOBS))
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    if not SHARED.exists():
+        print("adaptation_pays: skipped, the development data is not here")
+        return
+    torch.set_num_threads(arguments.threads)
+    for name in arguments.jobs:
+        try:
+            measure(name, SCRATCH / "adaptation_pays" / name)
+        except RemoteError as error:
+            print(f"adaptation_pays: {name} skipped, {error.message}")
+
+
+if __name__ == "__main__":
+    main()
