@@ -135,10 +135,14 @@ def lower_layers(model: FoundationModel, layers: int) -> FoundationModel:
     return smaller
 
 
+SMALL = Recipe(dict.fromkeys(ARMS, (2e-4, 5e-4, 2e-3)), 32, STEPS)
+LARGE = Recipe(dict.fromkeys(ARMS, (1e-4, 3e-4, 1e-3)), 16, STEPS)
+"""Rates to choose from are lower for a wider network."""
+
 JOBS: dict[str, Job] = {
-    "mnist10k": Job("handwritten digits", pictures_or_sounds(things.digits, 400), Recipe({arm: (2e-4, 5e-4, 2e-3) for arm in ARMS}, 32, STEPS), 1000),
-    "fsdd": Job("digits of new speakers", pictures_or_sounds(things.new_speakers, 300), Recipe({arm: (2e-4, 5e-4, 2e-3) for arm in ARMS}, 32, STEPS), 1000),
-    "tram": Job("ATT&CK technique of a sentence", techniques, Recipe({arm: (1e-4, 3e-4, 1e-3) for arm in ARMS}, 16, STEPS), 500),
+    "mnist10k": Job("handwritten digits", pictures_or_sounds(things.digits, 400), SMALL, 1000),
+    "fsdd": Job("spoken digits of new speakers", pictures_or_sounds(things.new_speakers, 300), SMALL, 1000),
+    "tram": Job("ATT&CK technique of a sentence", techniques, LARGE, 500),
 }
 
 
