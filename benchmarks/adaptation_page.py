@@ -59,7 +59,8 @@ def page() -> str:
     parts += ["", verdict(found)]
     for job, record in found.items():
         told = record["conditions"]
-        parts += ["", f"## {told['job'].capitalize()}", "", f"![Accuracy over labelled examples, from the base and from scratch](figures/adaptation_pays_{job}.svg)", ""]
+        parts += ["", f"## {told['job'][0].upper()}{told['job'][1:]}", ""]
+        parts += [f"![Accuracy over labelled examples, from the base and from scratch](figures/adaptation_pays_{job}.svg)", ""]
         parts += [f"- Base: {told['base']}."]
         parts += [f"- {told['classes']} classes, {told['test things']} test things; {told['both arms']}."]
         parts += [f"- Learning rate: {told['learning rate']}."]

@@ -1,6 +1,6 @@
 """Runs every benchmark in turn; each appends its record, and a failure of one does not stop the others. `make bench` calls it.
 
-    python -m benchmarks.run_all [CASE ...]
+python -m benchmarks.run_all [CASE ...]
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ def test_gains_are_paired_by_draw():
 
 
 def record(*gains):
-    told = {key: "x" for key in ("job", "base", "classes", "test things", "both arms", "learning rate", "processor time of both arms")}
+    told = dict.fromkeys(("job", "base", "classes", "test things", "both arms", "learning rate", "processor time of both arms"), "x")
 
     def metric(low):
         return {"median": low + 1, "min": low, "max": low + 2, "unit": "%"}
