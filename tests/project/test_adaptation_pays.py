@@ -2,6 +2,7 @@
 
 import sys
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from bedplate.adapt.label_efficiency import Accuracy
+from bedplate.model.foundation import FoundationModel
 from bedplate.testing.models import tiny_model
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -34,12 +36,17 @@ def test_validation_is_apart_from_what_labels_are_drawn_from():
     assert len(validation) == 300 and sorted([*kept, *validation]) == list(range(1000))
 
 
-def test_lower_layers_are_the_models_own():
+def test_lower_layers_and_tokens_in_use_are_the_models_own():
     model = tiny_model(random=True)
-    lower = adaptation_pays.lower_layers(model, 1)
-    assert lower.config.num_hidden_layers == 1 < model.config.num_hidden_layers
-    for name, tensor in lower.state_dict().items():
-        assert torch.equal(tensor, model.state_dict()[name])
+    used = sorted({5, 90, 17, *model.config.special_ids.values()})
+    small = adaptation_pays.smaller(model, 1, used)
+    assert small.config.num_hidden_layers == 1 < model.config.num_hidden_layers
+    assert {name: used[token] for name, token in small.config.special_ids.items()} == model.config.special_ids
+    of_it = FoundationModel(replace(model.config, num_hidden_layers=1))
+    of_it.load_state_dict({name: model.state_dict()[name] for name in of_it.state_dict()})
+    tokens = torch.tensor([[17, 90, 5]])
+    here = torch.tensor([[used.index(int(token)) for token in tokens[0]]])
+    assert torch.allclose(small.forward_tokens(here), of_it.forward_tokens(tokens)[..., used], atol=1e-5)
 
 
 def test_gains_are_paired_by_draw():
