@@ -196,7 +196,6 @@ def measure(name: str, folder: Path) -> None:
             "test things": len(test),
             "draws of labels": len(DRAWS),
             "both arms": f"full fine-tuning, {job.recipe.batch} a step, {steps}",
-            + ", ".join(f"{steps} steps at {size} labels" for size, steps in job.recipe.steps.items()),
             "learning rate": f"{rates['finetune'][0]:g} from the base, {rates['scratch'][0]:g} from scratch, by {len(validation)} validation things",
             "processor time of both arms": f"{time.process_time() - began:.0f} s",
         },
