@@ -148,12 +148,12 @@ def smaller(model: FoundationModel, layers: int, tokens: Sequence[int]) -> Found
 
 
 SMALL = Recipe(dict.fromkeys(ARMS, (2e-4, 5e-4, 2e-3)), 32, {50: 60, 200: 120, 1000: 200})
-LARGE = Recipe(dict.fromkeys(ARMS, (1e-4, 3e-4, 1e-3)), 8, {50: 40, 200: 80, 1000: 160})
+LARGE = Recipe(dict.fromkeys(ARMS, (1e-4, 3e-4, 1e-3)), 8, {50: 30, 200: 60, 1000: 120})
 """Rates to choose from are lower for a wider network."""
 
 JOBS: dict[str, Job] = {
     "mnist10k": Job("handwritten digits", pictures_or_sounds(things.digits, 400), SMALL, 1000),
-    "fsdd": Job("spoken digits of new speakers", pictures_or_sounds(things.new_speakers, 250), SMALL, 1000),
+    "fsdd": Job("spoken digits of new speakers", pictures_or_sounds(things.new_speakers, 150), SMALL, 1000),
     "tram": Job("ATT&CK technique of a sentence", techniques, LARGE, 500),
 }
 
