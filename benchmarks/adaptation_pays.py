@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ import torch
 from bedplate.adapt.base import Base
 from bedplate.adapt.label_efficiency import Accuracy, Documents, Method, Recipe, balanced_draw, best_rate, label_efficiency
 from bedplate.core.errors import RemoteError
+from bedplate.core.files import read_json, write_json
 from bedplate.data.corpus_format import StoredSegment
 from bedplate.model.formats.get import get
 from bedplate.model.foundation import FoundationModel
@@ -158,34 +160,64 @@ JOBS: dict[str, Job] = {
 }
 
 
-def measure(name: str, folder: Path) -> None:
-    """Base, choice of the rates, both arms, record."""
+class Kept:
+    """What was measured already, on disk, so that a stopped measurement goes on; another question starts afresh."""
+
+    def __init__(self, path: Path, asked: Sequence[object]) -> None:
+        """Open.
+
+        Args:
+            path: the file.
+            asked: everything that the values depend on.
+        """
+        self.path, self.asked = path, [str(part) for part in asked]
+        before = read_json(path) if path.exists() else {}
+        self.values: dict[str, list[float]] = before["values"] if before.get("asked") == self.asked else {}
+
+    def value(self, name: str, measured: Callable[[], float]) -> float:
+        """A value by its name, measured now where it is not there; how long that took in processor seconds is kept beside it."""
+        if name not in self.values:
+            began = time.process_time()
+            value = measured()
+            self.values[name] = [value, time.process_time() - began]
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(self.path, {"asked": self.asked, "values": self.values})
+        return self.values[name][0]
+
+    def seconds(self) -> float:
+        """Processor seconds of all values."""
+        return sum(spent for _, spent in self.values.values())
+
+
+def measure(name: str, folder: Path, sizes: Sequence[int] = SIZES) -> None:
+    """Base, choice of the rates, both arms draw by draw, record."""
     job = JOBS[name]
     parts = job.parts(folder)
     kept, validation = set_apart(len(parts.train), VALIDATION)
     train, labels = [parts.train[i] for i in kept], parts.train_labels[kept]
     apart, apart_labels = [parts.train[i] for i in validation], parts.train_labels[validation]
+    test, test_labels = parts.test[: job.most_test], parts.test_labels[: job.most_test]
     classes = int(parts.train_labels.max()) + 1
     chosen = balanced_draw(labels, RATES_CHOSEN_AT, classes, DRAWS[0])
-    rates: dict[Method, tuple[float, ...]] = {}
-    for arm in ARMS:
-        drawn = [train[int(i)] for i in chosen]
-        rates[arm] = (best_rate(parts.model, arm, drawn, labels[chosen], apart, apart_labels, classes, DRAWS[0], job.recipe),)
-        print(f"{name}: {arm} learns at {rates[arm][0]:g}", flush=True)
-    began = time.process_time()
-    test, test_labels = parts.test[: job.most_test], parts.test_labels[: job.most_test]
-    results = label_efficiency(
-        parts.model,
-        train,
-        labels,
-        test,
-        test_labels,
-        sizes=SIZES,
-        seeds=DRAWS,
-        methods=ARMS,
-        recipe=replace(job.recipe, rates=rates),
-        tell=lambda r: print(f"{name}: {r.labels} labels, {r.method}: {100 * r.mean:.1f}%", flush=True),
-    )
+    drawn = [train[int(i)] for i in chosen]
+    found = Kept(folder / "measured.json", (parts.base, job.recipe, len(train), len(test)))
+
+    def rate_of(arm: Method) -> float:
+        return best_rate(parts.model, arm, drawn, labels[chosen], apart, apart_labels, classes, DRAWS[0], job.recipe)
+
+    rates: dict[Method, float] = {arm: found.value(f"rate {arm}", partial(rate_of, arm)) for arm in ARMS}
+    recipe = replace(job.recipe, rates={arm: (rate,) for arm, rate in rates.items()})
+
+    def accuracy(arm: Method, size: int, draw: int) -> float:
+        (only,) = label_efficiency(parts.model, train, labels, test, test_labels, sizes=(size,), seeds=(draw,), methods=(arm,), recipe=recipe)
+        return only.mean
+
+    results = []
+    for size in sizes:
+        right = {arm: [found.value(f"{arm} {size} {draw}", partial(accuracy, arm, size, draw)) for draw in DRAWS] for arm in ARMS}
+        for arm, values in right.items():
+            results.append(Accuracy(arm, size, tuple(values)))
+            print(f"{name}: {size} labels, {arm}: {100 * results[-1].mean:.1f}%", flush=True)
     steps = ", ".join(f"{steps} steps at {size:,} labels" for size, steps in job.recipe.steps.items())
     append(
         f"adaptation_pays_{name}",
@@ -196,8 +228,8 @@ def measure(name: str, folder: Path) -> None:
             "test things": len(test),
             "draws of labels": len(DRAWS),
             "both arms": f"full fine-tuning, {job.recipe.batch} a step, {steps}",
-            "learning rate": f"{rates['finetune'][0]:g} from the base, {rates['scratch'][0]:g} from scratch, by {len(validation)} validation things",
-            "processor time of both arms": f"{time.process_time() - began:.0f} s",
+            "learning rate": f"{rates['finetune']:g} from the base, {rates['scratch']:g} from scratch, by {len(validation)} validation things",
+            "processor time of both arms": f"{found.seconds():.0f} s",
         },
         metrics=metrics_of(results),
     )
@@ -224,6 +256,7 @@ def main() -> None:
     """Measure the chosen jobs, or all."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("jobs", nargs="*", choices=[*JOBS, []], default=list(JOBS))
+    parser.add_argument("--sizes", nargs="*", type=int, default=list(SIZES))
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     if not SHARED.exists():
@@ -232,7 +265,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     for name in arguments.jobs:
         try:
-            measure(name, SCRATCH / "adaptation_pays" / name)
+            measure(name, SCRATCH / "adaptation_pays" / name, arguments.sizes)
         except RemoteError as error:
             print(f"adaptation_pays: {name} skipped, {error.message}")
 

@@ -49,6 +49,20 @@ def test_lower_layers_and_tokens_in_use_are_the_models_own():
     assert torch.allclose(small.forward_tokens(here), of_it.forward_tokens(tokens)[..., used], atol=1e-5)
 
 
+def test_a_stopped_measurement_goes_on_and_another_starts_afresh(tmp_path):
+    path, calls = tmp_path / "measured.json", []
+
+    def measured(value):
+        calls.append(value)
+        return value
+
+    assert adaptation_pays.Kept(path, ("nano", 3)).value("a", lambda: measured(0.5)) == 0.5
+    again = adaptation_pays.Kept(path, ("nano", 3))
+    assert again.value("a", lambda: measured(0.7)) == 0.5 and again.value("b", lambda: measured(0.9)) == 0.9
+    assert adaptation_pays.Kept(path, ("nano", 4)).value("a", lambda: measured(0.7)) == 0.7
+    assert calls == [0.5, 0.9, 0.7] and again.seconds() >= 0
+
+
 def test_gains_are_paired_by_draw():
     results = [Accuracy("finetune", 50, (0.5, 0.9)), Accuracy("scratch", 50, (0.4, 0.95))]
     metrics = adaptation_pays.metrics_of(results)
