@@ -101,5 +101,9 @@ def test_code_completion(base, shared_data, tmp_path):
 @pytest.mark.shared
 def test_spoken_digits(base, shared_data, tmp_path):
     file = prepare("spoken-digits", shared_data / "audio" / "fsdd.zip", tmp_path / "data", 60)
-    _, manifest = learn("spoken-digits", base, tmp_path, file, held_out=0.3)
+    judged = file.with_name("judged.jsonl")
+    _, manifest = learn("spoken-digits", base, tmp_path, file, held_out_file=judged)
     assert manifest.about["examples"] > 30 and manifest.about["held_out"] > 0
+    speakers = [{json.loads(line)["speaker"] for line in path.read_text().splitlines()} for path in (file, judged)]
+    assert len(speakers[1]) == 1 and not speakers[0] & speakers[1]
+    assert {path.stem.split("_")[1] for path in (file.parent / "learned").iterdir()} == speakers[0]

@@ -35,7 +35,7 @@ class Question:
 
     positions: Positions
     text: str
-    """For an echo: the prompt; a conversation has none."""
+    """The prompt, for an echo; or what is looked at, in words. A conversation has none."""
 
 
 def read(base: Base, task: Task | None, ask: Ask) -> Question:
