@@ -67,7 +67,7 @@ class Training:
             {"params": [p for p in self.trained.values() if p.ndim >= 2], "weight_decay": self.weight_decay},
             {"params": [p for p in self.trained.values() if p.ndim < 2], "weight_decay": 0.0},
         ]
-        self.optimiser = torch.optim.AdamW(groups, lr=self.lr, betas=BETAS, foreach=True)
+        self.optimiser = torch.optim.AdamW(groups, lr=self.lr, betas=BETAS, fused=True)
         self.writer = CheckpointWriter(self.run.folder / FOLDER, self.checkpoint, {"task": self.task.name})
 
     def train(self) -> bool:
