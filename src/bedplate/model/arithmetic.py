@@ -113,8 +113,8 @@ def memory(config: ModelConfig, rows: int, context: int, *, bytes_per_value: int
     muon = config.num_hidden_layers * layer_matrices(config)
     d, inner = config.hidden_size, config.intermediate_size
     heads = config.head_dim * (config.num_attention_heads + 2 * config.num_key_value_heads)
-    # Of each position and layer: two norms' inputs and outputs, q k v before and after norm and rotation, attention's result, gate and up before
-    # and after SiLU, and their product.
+    # Of each position and layer: two norms' inputs and outputs, q k v before norm and after rotation, attention's result, gate and up before and
+    # after SiLU, and their product.
     per_layer = 4 * d + 3 * heads + 2 * config.num_attention_heads * config.head_dim + 4 * inner
     kept_scores = config.num_attention_heads * context // 2 if context <= 1024 else 0
     positions = rows * context
@@ -124,7 +124,7 @@ def memory(config: ModelConfig, rows: int, context: int, *, bytes_per_value: int
         units = positions * unit_share / len(config.senses.present())
         # Of each unit and noise draw: 12 widths a block, 9 for entry, condition, time and exit; the noise, what it made noisy, and the errors.
         flow += int(units * 2 * ((12 * config.flow_blocks + 9) * config.flow_width + 5 * spec.unit_width) * 4)
-    logits = 2 * 1024 * config.vocab_size * 4
+    logits = 2 * 512 * config.vocab_size * 4
     return Memory(
         weights=4 * count.total,
         gradients=4 * count.total,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from bedplate.model import causal
 from bedplate.model.config import ModelConfig
+from bedplate.model.pointwise import rms_norm, swiglu
 from bedplate.model.projection import Projection, together
 from bedplate.model.rotary import Rotation, rotate, rotation
 
@@ -53,7 +54,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, (x.shape[-1],), self.weight.to(x.dtype), self.eps)
+        return rms_norm(x, self.weight.to(x.dtype), self.eps)
 
 
 class Attention(nn.Module):
@@ -104,8 +105,7 @@ class FeedForward(nn.Module):
         self.down_proj = Projection(inner, d, bias=config.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = together(x, self.gate_proj, self.up_proj).chunk(2, -1)
-        result: Tensor = self.down_proj(F.silu(gate) * up)
+        result: Tensor = self.down_proj(swiglu(together(x, self.gate_proj, self.up_proj)))
         return result
 
 
