@@ -72,10 +72,11 @@ class Generate(Task):
         return cross_entropy_sum(marked.states, self.model.head, marked.tokens)
 
     def marked(self, batch: Batch) -> Marked:
-        """The tokens that carry loss, and what is known before each; no other position has a state after the last layer."""
+        """The tokens that carry loss, and what is known before each. No other position leaves the last layer, and the last one, which stands before
+        nothing, does not enter the first."""
         carries = batch.token_loss[:, 1:] & (batch.sense[:, 1:] == 0)
-        before = torch.nn.functional.pad(carries, (0, 1))
-        states = self.model.run_trunk(self.model.embed(batch), attention_mask(batch), wanted=before)
+        mask = attention_mask(batch)
+        states = self.model.run_trunk(self.model.embed(batch)[:, :-1], None if mask is None else mask[..., :-1, :-1], wanted=carries)
         return Marked(states, batch.tokens[:, 1:][carries], carries.nonzero()[:, 0])
 
     @torch.no_grad()
