@@ -100,7 +100,7 @@ def memory(config: ModelConfig, rows: int, context: int, *, bytes_per_value: int
     """Bytes of a training step.
 
     Weights and their gradients are float32; Muon keeps one number a matrix entry, AdamW two for everything else. Activations: what the backward
-    pass needs of every layer, and one chunk of logits.
+    pass needs of every layer, and one chunk of logits with its gradient.
 
     Args:
         config: the shape.
@@ -113,8 +113,8 @@ def memory(config: ModelConfig, rows: int, context: int, *, bytes_per_value: int
     muon = config.num_hidden_layers * layer_matrices(config)
     d, inner = config.hidden_size, config.intermediate_size
     heads = config.head_dim * (config.num_attention_heads + 2 * config.num_key_value_heads)
-    # Of each position and layer: two norms' inputs and outputs, q k v before norm and after rotation, attention's result, gate and up before and
-    # after SiLU, and their product.
+    # Of each position and layer: two norms' inputs and outputs, q k v before and after norm and rotation, attention's result, gate and up before
+    # and after SiLU, and their product.
     per_layer = 4 * d + 3 * heads + 2 * config.num_attention_heads * config.head_dim + 4 * inner
     kept_scores = config.num_attention_heads * context // 2 if context <= 1024 else 0
     positions = rows * context
