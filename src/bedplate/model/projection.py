@@ -144,7 +144,7 @@ class _Adapted(torch.autograd.Function):
         y = product(flat, _side_by_side(projections, dtype))
         downs = [a.to(dtype) for a in factors[::2] if a is not None]
         ups = [None if b is None else b.to(dtype) for b in factors[1::2]]
-        low = product(seen, torch.cat(downs)) if downs else flat[:, :0]  # [n r]
+        low = torch.mm(seen, torch.cat(downs).t()) if downs else flat[:, :0]  # [n r]
         for part, piece, projection, up in _pieces(projections, y, low, ups):
             part.addmm_(piece, up.t(), alpha=_scale(projection))
         context.projections, context.dtypes = projections, (x.dtype, [f.dtype if f is not None else None for f in factors])
