@@ -6,6 +6,7 @@ rounding. The weights that are kept are the best on the held-out examples, those
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -78,6 +79,7 @@ class Training:
         """
         self.resume()
         saved_at = time.monotonic()
+        gc.freeze()  # what exists by now outlives the training: a full collection need not walk through it again (0.17 s, every few steps)
         if self.held_out and not self.looks:
             self.look()
         with StopSignal() as signal:
@@ -95,6 +97,7 @@ class Training:
                     saved_at = time.monotonic()
         self.writer.wait()
         self.keep_best()
+        gc.unfreeze()
         return True
 
     @property
