@@ -22,7 +22,7 @@ from bedplate.modality.sequence import Batch
 from bedplate.modality.sequence import Sequence as Positions
 from bedplate.model.batch import to_torch
 from bedplate.model.config import ModelConfig
-from bedplate.model.foundation import FoundationModel, attention_mask
+from bedplate.model.foundation import FoundationModel
 
 JUDGED_AT_ONCE = 4096
 """Positions in memory at once where nothing is learned."""
@@ -147,10 +147,6 @@ class Task(ABC):
     def batch(self, sequences: Sequence[Positions]) -> Batch:
         """Sequences as one batch on the model's device."""
         return to_torch(collate(sequences, self.base.pad_id), self.model.head.device)
-
-    def hidden(self, batch: Batch) -> Float[Tensor, "b t d"]:
-        """The state of every position after the last norm."""
-        return self.model.run_trunk(self.model.embed(batch), attention_mask(batch))
 
     def pooled(self, sequences: Sequence[Positions]) -> Float[Tensor, "b d"]:
         """A vector a sequence: the mean over its units, or its tokens where it has none, of the upper half's streams."""
