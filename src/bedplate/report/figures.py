@@ -144,7 +144,7 @@ def alone(figure: str, width: int = 480) -> str:
     def root(theme: dict[str, str]) -> str:
         return ":root { " + " ".join(f"{name}: {theme[name]};" for name in used) + " }"
 
-    style = f"<style>{root(light)} @media (prefers-color-scheme: dark) {{ {root(dark)} }} text {{ font-family: system-ui, sans-serif; }}</style>"
+    style = f"<style>{root(light)} @media (prefers-color-scheme: dark) {{ {root(dark)} }} svg {{ font-family: system-ui, sans-serif; }}</style>"
     head, bracket, body = figure.partition(">")
     return head.replace("<svg", f'<svg width="{width}"', 1) + bracket + style + body
 
