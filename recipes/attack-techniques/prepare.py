@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 COUNTS = 0.3
-"""What a sentence of ATT&CK counts beside one of a report (chosen on held-out reports; 0.1 and 1 are a little worse)."""
+"""What a sentence of ATT&CK counts beside one of a report (0.1 and 1 are a little worse; docs/journal.md)."""
 JUDGED = 0.15
 SHORTEST_TITLE = 12
 """Letters from which on a title tells which report it is."""
