@@ -130,13 +130,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--peer-turns", type=int, default=1)
+    parser.add_argument("--ours-only", action="store_true", help="no peers, no record")
     arguments = parser.parse_args()
     if arguments.worker:
         (ours if arguments.worker in OURS else peer)(arguments.worker, arguments.folder, arguments.threads)
         return
     with tempfile.TemporaryDirectory() as folder:
         make(Path(folder))
-        workers = {name: Worker("benchmarks.adapters_in_batch", name, Path(folder), arguments.threads) for name in (*OURS, *PEERS)}
+        chosen = OURS if arguments.ours_only else (*OURS, *PEERS)
+        workers = {name: Worker("benchmarks.adapters_in_batch", name, Path(folder), arguments.threads) for name in chosen}
         seconds: dict[str, list[float]] = {name: [] for name in workers}
         busy: dict[str, list[float]] = {name: [] for name in workers}
         for turn in range(arguments.turns):
@@ -152,11 +154,14 @@ def main() -> None:
     many, one = "ours_sixteen_adapters", "ours_one_adapter"
     metrics["speed_share_of_one_adapter"] = ([b / a for a, b in zip(seconds[many], seconds[one])], "x")
     metrics["processor_share_of_one_adapter"] = ([b / a for a, b in zip(busy[many], busy[one])], "x")
+    if arguments.ours_only:
+        print({name: values for name, (values, _) in metrics.items()})
+        return
     for name in PEERS:
         metrics[f"speed_ratio_vs_{name}"] = ([b / a for a, b in zip(seconds[many], seconds[name])], "x")
     append(
         "adapters_in_batch",
-        {"model": "smollm2-135m", "adapters": ADAPTERS, "rank": RANK, "requests": ADAPTERS, "tokens in": ASKED, "tokens out": SAID, "threads": arguments.threads},
+        {"model": "smollm2-135m", "adapters": ADAPTERS, "rank": RANK, "tokens in": ASKED, "tokens out": SAID, "threads": arguments.threads},
         metrics,
     )
 

@@ -200,16 +200,43 @@ struct Segment {
 
 static inline void add_low_rank(const Segment& s, int panel, float* out, int out_stride) {
     const LowRank& c = *s.change;
+    const int count = c.ranks ? c.count[panel] : 0;
     if (!c.ranks) return;
+    const BFloat* b = c.b + (size_t)c.start[panel] * LANES;
+    for (int r = 0; r < count; r += 2) __builtin_prefetch(b + (size_t)(count + r) * LANES, 0, 2);  // the next panel's
     for (int row = s.start; row < s.end; row++) {
         float* y = out + (size_t)row * out_stride + panel * LANES;
         const float* low = s.low + (size_t)(row - s.start) * c.ranks + c.from[panel];
-        const BFloat* b = c.b + (size_t)c.start[panel] * LANES;
-        Floats value = load(y);
-        for (int r = 0; r < c.count[panel]; r++) value += load(b + r * LANES) * low[r];
+        Floats value = load(y), parts[3] = {};  // four sums: one would wait for itself
+        int r = 0;
+        for (; r + 4 <= count; r += 4) {
+            value += load(b + r * LANES) * low[r];
+            for (int i = 0; i < 3; i++) parts[i] += load(b + (r + 1 + i) * LANES) * low[r + 1 + i];
+        }
+        for (; r < count; r++) value += load(b + r * LANES) * low[r];
+        value += (parts[0] + parts[1]) + parts[2];
         if (c.gain) value = value * load(c.gain + panel * LANES);
         store(y, value);
     }
+}
+
+// Sixteen ranks of A x for M rows; four sums each.
+template <int M> static inline void low_block(const float* x, int inputs, const BFloat* panel, float* low, int stride) {
+    Floats sums[M][4];
+    for (int m = 0; m < M; m++)
+        for (int i = 0; i < 4; i++) sums[m][i] = Floats{};
+    int at = 0;
+    for (; at + 4 <= inputs; at += 4) {
+        __builtin_prefetch(panel + (size_t)at * LANES + 1024, 0, 2);
+        __builtin_prefetch(panel + (size_t)at * LANES + 1056, 0, 2);
+        for (int i = 0; i < 4; i++) {
+            Floats a = load(panel + (size_t)(at + i) * LANES);
+            for (int m = 0; m < M; m++) sums[m][i] += a * x[(size_t)m * inputs + at + i];
+        }
+    }
+    for (; at < inputs; at++)
+        for (int m = 0; m < M; m++) sums[m][0] += load(panel + (size_t)at * LANES) * x[(size_t)m * inputs + at];
+    for (int m = 0; m < M; m++) store(low + (size_t)m * stride, (sums[m][0] + sums[m][1]) + (sums[m][2] + sums[m][3]));
 }
 
 // A x of every segment. Few rows at a time share a pass over A.
@@ -221,21 +248,12 @@ static inline void low_rank(Pool& pool, const Rows& in, int inputs, const Segmen
         int s = 0;
         while (task >= segments[s].change->ranks / LANES) task -= segments[s++].change->ranks / LANES;
         const LowRank& c = *segments[s].change;
-        const BFloat* panel[1] = {c.a + (size_t)task * inputs * LANES};
-        for (int row = segments[s].start; row < segments[s].end; row += ROWS) {
-            const float* x = in.x + (size_t)row * inputs;
-            float* low = segments[s].low + (size_t)(row - segments[s].start) * c.ranks + task * LANES;
-            if (row + ROWS <= segments[s].end) {
-                Floats sums[ROWS][1];
-                float_block<ROWS, 1, BFloat>(x, inputs, panel, inputs, sums);
-                for (int m = 0; m < ROWS; m++) store(low + (size_t)m * c.ranks, sums[m][0]);
-            } else
-                for (int m = 0; row + m < segments[s].end; m++) {
-                    Floats sums[1][1];
-                    float_block<1, 1, BFloat>(x + (size_t)m * inputs, inputs, panel, inputs, sums);
-                    store(low + (size_t)m * c.ranks, sums[0][0]);
-                }
-        }
+        const BFloat* panel = c.a + (size_t)task * inputs * LANES;
+        int row = segments[s].start;
+        float* low = segments[s].low + task * LANES;
+        for (; row + ROWS <= segments[s].end; row += ROWS, low += (size_t)ROWS * c.ranks)
+            low_block<ROWS>(in.x + (size_t)row * inputs, inputs, panel, low, c.ranks);
+        for (; row < segments[s].end; row++, low += c.ranks) low_block<1>(in.x + (size_t)row * inputs, inputs, panel, low, c.ranks);
     });
 }
 
