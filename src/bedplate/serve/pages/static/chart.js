@@ -61,7 +61,11 @@ document.addEventListener("keydown", (event) => {
   figure.querySelector(".reading").setAttribute("aria-live", "polite");
 });
 
-document.addEventListener("focusout", (event) => { if (figureOf(event)) leave(figureOf(event)); });
-document.addEventListener("replaced", () => document.querySelectorAll("figure.chart").forEach((figure) => {
-  if (places.has(figure.dataset.title)) read(figure, places.get(figure.dataset.title));
-}));
+// New content takes the focus away for a moment; that is not the reader leaving.
+let replacing = false;
+document.addEventListener("replacing", () => { replacing = true; });
+document.addEventListener("replaced", () => {
+  replacing = false;
+  document.querySelectorAll("figure.chart").forEach((figure) => { if (places.has(figure.dataset.title)) read(figure, places.get(figure.dataset.title)); });
+});
+document.addEventListener("focusout", (event) => { if (!replacing && figureOf(event)) leave(figureOf(event)); });

@@ -12,6 +12,7 @@ function replace(part, html) {
   const focused = part.contains(document.activeElement) ? document.activeElement : null;
   const mark = focused && (focused.id ? `#${CSS.escape(focused.id)}` : ["href", "aria-label"].map((name) => focused.getAttribute(name) && `[${name}="${CSS.escape(focused.getAttribute(name))}"]`).find(Boolean));
   const across = [...part.querySelectorAll(".scroll")].map((box) => box.scrollLeft);
+  part.dispatchEvent(new CustomEvent("replacing", { bubbles: true }));
   part.replaceChildren(...new DOMParser().parseFromString(html, "text/html").body.childNodes);
   part.querySelectorAll(".scroll").forEach((box, n) => { box.scrollLeft = across[n] || 0; });
   if (mark) part.querySelector(mark)?.focus({ preventScroll: true });
@@ -37,7 +38,8 @@ async function once(part) {
 }
 
 async function follow(part) {
-  for (;;) {
+  for (let took = 0; ;) {
+    await new Promise((go) => setTimeout(go, Math.max(EVERY_MS, 5 * took)));
     const began = performance.now();
     if (!document.hidden && pause.getAttribute("aria-pressed") !== "true") {
       try {
@@ -46,7 +48,7 @@ async function follow(part) {
         tell("The gateway cannot be reached; what you see is older. This page keeps trying.");
       }
     }
-    await new Promise((go) => setTimeout(go, Math.max(EVERY_MS, 5 * (performance.now() - began))));
+    took = performance.now() - began;
   }
 }
 

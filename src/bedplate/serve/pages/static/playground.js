@@ -91,8 +91,9 @@ async function fill(turn, one, lane, signal) {
   const speak = speaker(turn.answers.length > 1 ? `${one.model}: ` : "");
   let waiting = "";
   let drawn = false;
-  const flush = () => {
+  const flush = () => { // once a frame, however many pieces came
     drawn = false;
+    if (!waiting) return;
     const atEnd = isAtEnd();
     node.words.firstChild.appendData(shown(waiting));
     waiting = "";
