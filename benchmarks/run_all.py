@@ -10,7 +10,8 @@ import sys
 import time
 
 CASES: tuple[str, ...] = (
-    "corpus_build", "pretrain_speed", "lora_speed", "time_to_quality", "label_efficiency", "generation", "agreement", "open_weights_scores", "gpu_small",
+    "corpus_build", "pretrain_speed", "lora_speed", "time_to_quality", "label_efficiency", "generation", "agreement", "open_weights_scores",
+    "serve_trust", "gpu_small",
 )  # fmt: skip
 
 

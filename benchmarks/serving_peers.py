@@ -63,8 +63,8 @@ class Measured(NamedTuple):
 
 
 ENTRIES = (
-    Entry("llama_cpp_q8_0", "llama.cpp", "q8_0"),
-    Entry("llama_cpp_f16", "llama.cpp", "f16"),
+    Entry("llama_cpp_q8_0", "llama.cpp", "q8_0", {"n_ubatch": 2048}),
+    Entry("llama_cpp_f16", "llama.cpp", "f16", {"n_ubatch": 2048}),
     Entry("openvino_q8_0", "openvino", "q8_0", {"max_num_batched_tokens": 1024}),
     Entry("openvino_f16", "openvino", "f16", {"max_num_batched_tokens": 1024}),
     Entry("openvino_f16_exact", "openvino", "f16", {"max_num_batched_tokens": 1024, "properties": {"INFERENCE_PRECISION_HINT": "f32"}}),

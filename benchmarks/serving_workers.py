@@ -1,6 +1,7 @@
 """The peers of serving_peers.py, each in a process of its own and with nothing of ours imported, so that any interpreter can run them.
 
-A worker reads orders from stdin, a JSON object a line, and answers each with one: {"concurrent", "n_in", "n_out", "turn"} -> {"seconds", "processor_s", "tokens"};
+A worker reads orders from stdin, a JSON object a line, and answers each with one:
+{"concurrent", "n_in", "n_out", "turn"} -> {"seconds", "processor_s", "tokens"};
 {"windows"} -> {"logprobs"}: of every token of each window but its first, behind those before it.
 """
 

@@ -20,6 +20,7 @@ FOUND = {
     "slack token": ["xox" + "b-2401234567-abcDEF1234ghiJKL"],
     "google key": ["AIz" + "aSyD-9tSrke72PouQMnMX-a7eZSW0jkFMBWY"],
     "stripe key": ["sk" + "_live_4eC39HqLyjWDarjtT1zdp7dc"],
+    "bedplate key": ["bp" + "_Vq3xW8ZkT1yN5sLr0PdJ7fHgB2mCuXeA9oKiE4tQwYz"],
     "json web token": ["eyJ" + "hbGciOiJIUzI1NiJ9." + "eyJ" + "zdWIiOiIxMjM0In0.dBjftJeZ4CVPmB92K27uhbUJU1p1r"],
     "assigned secret": ['api_key = "9f8Ke2Lq7Zx1Vb4Nm6Pw3Rt5Yu"', "password: 'hG7sk2Lp9QxZ4vTn'"],
     "e-mail": ["write to anna.schmidt@firma-web.de today", "<o.o'x+tag@mail.co.uk>"],
@@ -49,6 +50,7 @@ NOT_FOUND = [
     "[1, 22, 333, 4444, 55555, 666666, 7777777]",
     "a[1:9:3], b[1::3]",
     "x+1234567890",
+    "bp_" + "x" * 43,
     "10.0.0.1 and 192.168.1.17 and 127.0.0.1",
 ]
 

@@ -1,22 +1,44 @@
-"""The native generator over the slow engine keeps to the contract."""
+"""The native generator keeps to the contract, over the engine in either way to compute and over its slow twin."""
 
 import pytest
 
 from bedplate.adapt.base import Base
+from bedplate.infer.engine import Engine
+from bedplate.infer.engine_settings import EngineSettings
 from bedplate.infer.native import Native
 from bedplate.testing.bases import tiny_base
 from bedplate.testing.contracts import GeneratorContract
 from bedplate.testing.slow_engine import SlowEngine
 
 
-class TestNative(GeneratorContract):
-    @pytest.fixture(scope="class")
-    def make(self, tmp_path_factory):
-        base = Base.load(tiny_base(tmp_path_factory.mktemp("base")))
-        return lambda: Native(SlowEngine(base))
-
+class Contract(GeneratorContract):
     @pytest.fixture(scope="class")
     def generator(self, make):
         native = make()
         yield native
         native.close()
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return Base.load(tiny_base(tmp_path_factory.mktemp("base")))
+
+
+class TestSlowEngine(Contract):
+    @pytest.fixture(scope="class")
+    def make(self, base):
+        return lambda: Native(SlowEngine(base))
+
+
+class TestEngine(Contract):
+    long_tokens = 1500
+
+    @pytest.fixture(scope="class", params=["float32", "int8"])
+    def make(self, base, request):
+        return lambda: Native(Engine(base, EngineSettings(precision=request.param, threads=1, cache_bytes=2**26)))
+
+
+class TestEngineInTorch(Contract):
+    @pytest.fixture(scope="class")
+    def make(self, base):
+        return lambda: Native(Engine(base, EngineSettings(backend="torch", device="cpu", threads=1, cache_bytes=2**26)))

@@ -38,8 +38,9 @@ def test_every_setting_is_documented_and_reachable():
         reachable.add(cls.__name__)
         for field in dataclasses.fields(cls):
             hint = docs.typing.get_type_hints(cls)[field.name]
-            if dataclasses.is_dataclass(hint):
-                visit(hint)
+            repeated = docs.table_of(hint)
+            if dataclasses.is_dataclass(hint) or repeated:
+                visit(repeated[0] if repeated else hint)
 
     for module, name, _ in docs.TOPICS:
         cls = getattr(docs.importlib.import_module(module), name)

@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 
 from bedplate.adapt.settings import AdaptSettings
+from bedplate.cli.reference import table_of
 from bedplate.data.build_settings import BuildSettings
 from bedplate.pretrain.settings import PretrainSettings
+from bedplate.serve.guard_rules import GuardSettings
+from bedplate.serve.settings import ServeSettings
 
 TESTS = Path(__file__).resolve().parents[1]
-SETTINGS = {"build": BuildSettings, "pretrain": PretrainSettings, "adapt": AdaptSettings}
+SETTINGS = {"build": BuildSettings, "pretrain": PretrainSettings, "adapt": AdaptSettings, "guards": GuardSettings, "serve": ServeSettings}
 
 # What shows it (file under tests/, function) -> the keys it shows.
 SHOWN = {
@@ -89,14 +92,57 @@ SHOWN = {
         ),
         "adapt/test_settings.py::test_settings_of_the_machine": "train.threads train.device train.positions_per_micro",
     },
+    "serve": {
+        "serve/test_settings_effects.py::test_where_it_listens": "listen.host listen.port",
+        "serve/test_settings_effects.py::test_with_a_certificate_and_its_private_key_it_speaks_tls": "listen.certificate listen.private_key",
+        "serve/test_settings_effects.py::test_behind_a_proxy_that_ends_tls_cookies_are_for_https_alone": "listen.behind_tls",
+        "serve/test_settings_effects.py::test_patience_with_heads_and_bodies": "listen.headers_s listen.body_s",
+        "serve/test_settings_effects.py::test_an_idle_connection_is_kept_for_idle_s": "listen.idle_s",
+        "serve/test_settings_effects.py::test_a_client_that_takes_nothing_is_cut_after_stalled_s": "listen.stalled_s",
+        "serve/test_settings_effects.py::test_what_has_not_ended_after_drain_s_is_broken_off": "listen.drain_s",
+        "serve/test_settings_effects.py::test_more_connections_than_allowed_are_refused": "listen.connections",
+        "serve/test_clients.py::test_who_does_not_read_holds_up_nobody_and_is_cut_off": "listen.kept_pieces",
+        "serve/test_settings_effects.py::test_path_and_backend_say_who_computes": "models.path models.backend",
+        "serve/test_settings_effects.py::test_adapters_are_registered": "models.adapters",
+        "serve/test_settings_effects.py::test_a_remote_is_asked_for_its_remote_model_with_the_key_of_key_file": "models.key_file models.remote_model",
+        "serve/test_settings_effects.py::test_context_tokens_and_side_by_side_reach_the_backend": "models.context_tokens models.side_by_side",
+        "serve/test_settings_effects.py::test_options_reach_the_backend_and_unknown_ones_are_refused": "models.options",
+        "serve/test_settings_effects.py::test_every_limit_of_a_key_and_of_a_tenant_holds_over_http": (
+            "limits.key.requests_per_minute limits.key.tokens_per_minute limits.key.concurrent limits.key.context_tokens"
+            " limits.tenant.requests_per_minute limits.tenant.tokens_per_minute limits.tenant.concurrent limits.tenant.context_tokens"
+            " limits.tenants.requests_per_minute limits.tenants.tokens_per_minute limits.tenants.concurrent limits.tenants.context_tokens"
+        ),
+        "serve/test_limits.py::test_one_tenant_cannot_take_every_place": "limits.concurrent limits.kept_share",
+        "serve/test_door.py::test_a_large_body_is_refused_while_it_is_read": "limits.body_bytes",
+        "serve/test_settings_effects.py::test_an_answer_is_as_long_as_answer_tokens_where_nobody_says": "answer_tokens",
+        "serve/test_settings_effects.py::test_an_answer_ends_after_answer_s": "answer_s",
+        "serve/test_settings_effects.py::test_no_more_inputs_or_choices_than_allowed": "inputs choices",
+        "serve/test_settings_effects.py::test_the_audit_and_the_signing_key_lie_where_they_are_told_to": "audit signing_key",
+        "serve/test_settings_effects.py::test_what_was_spent_is_kept": "spent",
+        "serve/test_pages.py::test_runs_named_in_the_settings_are_shown_with_curves": "runs",
+        "serve/test_settings_effects.py::test_a_browser_stays_logged_in_for_session_s": "session_s",
+        "serve/test_settings_effects.py::test_keys_guards_and_routes_are_files_that_must_be_there": "keys guards routes",
+        "serve/test_audit.py::test_settings_have_their_effect": (
+            "auditing.rotate_bytes auditing.checkpoint_records auditing.checkpoint_s auditing.most_unwritten"
+        ),
+        "serve/test_policy.py::test_personal_data_is_written_down_as_the_policy_says": "redact.mode",
+        "serve/test_redact.py::test_settings": "redact.keep redact.most_characters",
+        "serve/test_oidc.py::test_settings": "oidc.issuer oidc.audience oidc.keys_file oidc.keys_url oidc.refetch_s",
+        "serve/test_oidc.py::test_the_key_says_which_algorithm_not_the_token": "oidc.algorithms",
+        "serve/test_oidc.py::test_what_is_just_within": "oidc.leeway_s oidc.longest_s",
+        "serve/test_oidc.py::test_claims_become_tenant_scopes_and_labels": "oidc.tenant_claim oidc.scope_claim oidc.scopes oidc.labels_claim",
+    },
+    "guards": {
+        "serve/test_guards.py::test_guards_toml": "rules.name rules.reason rules.on rules.literals rules.regexes rules.ignore_case",
+    },
 }  # fmt: skip
 
 
 def leaves(settings, before=""):
     kinds = typing.get_type_hints(settings)
     for field in dataclasses.fields(settings):
-        if dataclasses.is_dataclass(kinds[field.name]):
-            yield from leaves(kinds[field.name], f"{before}{field.name}.")
+        if dataclasses.is_dataclass(kinds[field.name]) or table_of(kinds[field.name]):
+            yield from leaves((table_of(kinds[field.name]) or [kinds[field.name]])[0], f"{before}{field.name}.")
         else:
             yield before + field.name
 

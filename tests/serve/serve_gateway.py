@@ -10,7 +10,6 @@ from bedplate.serve.listen import Server, bind
 from bedplate.serve.settings import ListenSettings, ServeSettings
 from bedplate.testing.generators import FakeGenerator
 
-
 USER = ("generate", "embed", "classify", "transcribe", "models", "receipts")
 
 
@@ -26,7 +25,7 @@ class Served:
 
 
 @contextmanager
-def serving(folder, fake=None, scopes=USER, table=ROUTES, listen=None, remotes=None, routes_file=None, name="fake", **changes):
+def serving(folder, fake=None, scopes=USER, table=ROUTES, listen=None, remotes=None, routes_file=None, close=True, name="fake", **changes):
     """A gateway in a thread of its own; ended at the end."""
     folder.mkdir(parents=True, exist_ok=True)
     made = keys.add(folder / "keys.json", name="tests", tenant="soc", scopes=scopes)
@@ -45,5 +44,6 @@ def serving(folder, fake=None, scopes=USER, table=ROUTES, listen=None, remotes=N
     finally:
         server.should_exit = True
         thread.join(20)
-        fake.close()
+        if close:
+            fake.close()
         assert not thread.is_alive()

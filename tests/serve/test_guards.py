@@ -5,13 +5,13 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from places import Heard, Place, said
 
 from bedplate.core.contracts import Guard, Verdict
 from bedplate.core.errors import ConfigError, PolicyError, RemoteError
-from bedplate.core.generation import Alternative, Ask, Label, Part, Piece, Sampling, TokenLogprob, Tool, ToolCall, Turn, Usage, stream
+from bedplate.core.generation import Alternative, Ask, Form, Label, Part, Piece, Sampling, TokenLogprob, Tool, ToolCall, Turn, Usage, stream
 from bedplate.serve.guard_rules import GuardSettings, RuleGuard, RuleSettings, read, rule_guards
 from bedplate.serve.guarded import Guarded, Guards
 from bedplate.serve.guards import GuardedStream, StreamingGuard, Whole, Windowed, checked
@@ -44,11 +44,14 @@ def through(guards, chunks):
 
 
 def chunked(text, cuts):
+    if not cuts:
+        return list(text)
     places = sorted({min(cut, len(text)) for cut in cuts} | {0, len(text)})
     return [text[a:b] for a, b in zip(places, places[1:])]
 
 
-texts = st.text(alphabet="abfoX é", max_size=40)
+words = st.lists(st.sampled_from(["foo", "fo", "o", "a", "b", "abba", "bb", "X", "é", " ", "\n"]), max_size=14).map("".join)
+texts = st.text(alphabet="abfoX é", max_size=40) | words
 cuts = st.lists(st.integers(0, 40), max_size=12)
 
 
@@ -68,15 +71,19 @@ def test_no_forbidden_word_begins_to_leave_and_allowed_text_leaves_whole(text, c
 REGEXES = (r"\bfoo\b", r"a[bf]{0,3}X", r"(?m)^o\s", r"bb$", r"é{2}|fo{1,2}b", r"[^a-zX é]o")
 
 
+@settings(max_examples=400)
+@example("Xfoo é and on", [], r"\bfoo\b")  # the X has left when the word before it is judged
+@example("aaao bbbbbbb", [], r"(?m)^o\s")
 @given(texts, cuts, st.sampled_from(REGEXES))
 def test_a_pattern_finds_in_pieces_what_it_finds_in_the_whole(text, cuts, regex):
     guard = RuleGuard([RuleSettings("p", regexes=(regex,), ignore_case=False)])
     left, verdict = through((guard,), chunked(text, cuts))
     whole = guard.check(text)
     assert verdict.allowed == whole.allowed
-    assert verdict.allowed == (re.search(regex.replace("$", r"\Z"), text) is None)
+    first = re.search(regex.replace("$", r"\Z"), text)
+    assert verdict.allowed == (first is None)
     out = "".join(left)
-    assert out == text if verdict.allowed else text.startswith(out) and guard.check(out).allowed
+    assert out == text if first is None else text.startswith(out) and len(out) <= first.start(), "not even its first letter leaves"
 
 
 @given(texts, cuts)
@@ -160,14 +167,24 @@ def test_time_is_linear_where_a_backtracking_engine_explodes():
 
 def test_guards_toml(tmp_path):
     file = tmp_path / "guards.toml"
-    file.write_text('[[rules]]\nname = "a"\nliterals = ["x"]\non = ["answer"]\nreason = "no x"\n[[rules]]\nname = "b"\nregexes = ["y{2}"]\nignore_case = false\n')
+    file.write_text("""
+        [[rules]]
+        name = "a"
+        literals = ["x"]
+        on = ["answer"]
+        reason = "no x"
+        [[rules]]
+        name = "b"
+        regexes = ["y{2}"]
+        ignore_case = false
+    """)
     settings = read(file)
     (prompt,), (answer,) = rule_guards(settings, "prompt"), rule_guards(settings, "answer")
     assert prompt.check("X").allowed and answer.check("X") == Verdict(False, "no x", "a")
     assert prompt.check("YY").allowed and not prompt.check("yy").allowed
     assert rule_guards(GuardSettings(), "prompt") == ()
-    for wrong in ('[[rules]]\nname="a"\n', '[[rules]]\nname="a"\nliterals=[""]\n', '[[rules]]\nname="a"\nliterals=["x"]\non=[]\n', '[[rules]]\nname="a"\nliteral="x"\n'):
-        file.write_text(wrong)
+    for wrong in ('name="a"', 'name="a"\nliterals=[""]', 'name="a"\nliterals=["x"]\non=[]', 'name="a"\nliteral="x"'):
+        file.write_text(f"[[rules]]\n{wrong}\n")
         with pytest.raises(ConfigError):
             read(file)
 
@@ -189,11 +206,19 @@ def test_a_refused_question_is_not_asked():
         Ask(prompt=(1, 2)),
         Ask(turns=(Turn("user", (Part("text", "night"), Part("text", "jar"))),)),
         Ask(turns=(Turn.of("user", "x"), Turn("assistant", (), (ToolCall("1", "f", '{"a": "nightjar"}'),)))),
+        Ask(turns=(Turn.of("user", "x"), Turn("assistant", (), (ToolCall("1", "f", '{"a": "night\\u006aar"}'),)))),
         Ask(turns=(Turn.of("user", "x"),), tools=(Tool("f", "for nightjar"),)),
+        Ask(turns=(Turn.of("user", "x"),), tools=(Tool("f", parameters={"properties": {"nightjar": {}}}),)),
+        Ask(turns=(Turn.of("user", "x"),), form=Form(schema={"enum": ["nightjar"]})),
+        Ask(turns=(Turn.of("user", "x"),), form=Form(choice=("nightjar", "x"))),
+        Ask(turns=(Turn.of("user", "x"),), sampling=Sampling(stop=("nightjar",))),
     ):
         with pytest.raises(PolicyError):
             behind.submit(refused, Heard())
     assert not place.asked
+    with pytest.raises(PolicyError):
+        behind.submit(Ask(turns=(Turn.of("nightjar", "x"),)), Heard())
+    assert Guards(prompt=(literal_guard("user"),)).prompt_verdict(ask()).allowed
     heard = Heard()
     behind.submit(ask("about birds"), heard)
     assert heard.text == "ok"
@@ -221,11 +246,11 @@ def test_an_allowed_answer_is_whole_with_everything_that_came_with_it():
 
 
 def test_tool_calls_are_checked_whole():
-    call = ToolCall("1", "send", '{"to": "bad"}')
-    heard = Heard()
-    place = Place([Piece(text="calling"), Piece(tool_calls=(call,)), Piece(finish="tool_calls", usage=Usage(1, 0, 2))])
-    guarded(place, answer=(literal_guard("bad"),)).submit(ask(), heard)
-    assert not any(piece.tool_calls for piece in heard) and heard[-2].finish == "guard"
+    for call in (ToolCall("1", "send", '{"to": "b\\u0061d"}'), ToolCall("1", "bad", "{}"), ToolCall("1", "send", '{"to": "bad"}')):
+        heard = Heard()
+        place = Place([Piece(text="calling"), Piece(tool_calls=(call,)), Piece(finish="tool_calls", usage=Usage(1, 0, 2))])
+        guarded(place, answer=(literal_guard("bad"),)).submit(ask(), heard)
+        assert not any(piece.tool_calls for piece in heard) and heard[-2].finish == "guard"
     heard = Heard()
     guarded(place, answer=(literal_guard("worse"),)).submit(ask(), heard)
     assert [piece.tool_calls for piece in heard if piece.tool_calls] == [(call,)] and heard.text == "calling"
@@ -278,6 +303,22 @@ def test_guards_that_take_long_run_in_their_own_threads_and_in_order():
         with pytest.raises(PolicyError, match="zzz"):
             list(stream(behind, ask("zzz")))
     assert all(name.startswith("guards") for name in slow.threads)
+
+
+def test_what_goes_wrong_in_a_pool_is_told_once():
+    with ThreadPoolExecutor(2) as pool:
+        for place in (Place(RuntimeError("bug")), Place([Piece(text="a"), Piece(choice=7, text="no such choice"), *said("b", "c")])):
+            heard, done = Heard(), threading.Event()
+
+            def deliver(piece):
+                heard.append(piece)
+                if piece.last:
+                    done.set()
+
+            guarded(place, answer=(literal_guard("bad"),), pool=pool).submit(ask(), deliver)
+            assert done.wait(20)
+            pool.submit(lambda: None).result()
+            assert [type(piece.error).__name__ for piece in heard if piece.last] == ["BedplateError"]
 
 
 def test_cancelling_before_the_generator_has_begun():

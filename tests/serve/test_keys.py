@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bedplate.core.errors import ConfigError, DataError, IntegrityError, PolicyError
+from bedplate.data.privacy import find
 from bedplate.serve import keys
 from bedplate.serve.caller import Caller
 
@@ -47,7 +48,7 @@ def test_a_key_is_recognised_and_stands_nowhere(file):
 def test_no_text_is_a_key_by_chance(text):
     ring = keys.KeyRing.__new__(keys.KeyRing)
     ring._clock, ring._looked_s, ring._used = Clock(), NOON, {}
-    ring._kept, ring._by_digest = keys._Kept(b"p" * 32, []), {}
+    ring._kept = keys._Kept(b"p" * 32, [])
     assert ring.find(text) is None
 
 
@@ -59,6 +60,11 @@ def test_a_wrong_key_is_compared_as_a_right_one_is(file, monkeypatch):
     monkeypatch.setattr(keys.hmac, "compare_digest", lambda a, b: compared.append((len(a), len(b))) or real(a, b))
     assert ring.find(secret) is not None and ring.find("bp_wrong") is None
     assert compared == [(64, 64), (64, 64)]
+
+
+def test_a_key_that_somebody_pastes_into_a_question_is_recognised_as_a_secret(file):
+    text = f"my key is {made(file).secret}, why does it not work?"
+    assert [text[f.start : f.end] for f in find(text)] == [text[10:56]]
 
 
 def test_two_files_do_not_show_that_they_hold_the_same_key(tmp_path, monkeypatch):
@@ -156,6 +162,24 @@ def test_last_use_is_written_to_the_hour_and_only_when_new(file):
     ring.find(secret)
     ring.write_used()
     assert keys.last_used(file)[key.id] > said
+
+
+def test_a_folder_that_cannot_be_written_costs_only_the_record_of_use(file, monkeypatch):
+    """As where a cluster mounts the keys read-only."""
+    key, secret = made(file)
+    ring = keys.KeyRing(file, clock=Clock())
+    ring.find(secret)
+    real = keys.write_json
+
+    def read_only(*_, **__):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(keys, "write_json", read_only)
+    ring.write_used()
+    assert "Read-only" in ring.unrecorded and ring.find(secret)
+    monkeypatch.setattr(keys, "write_json", real)
+    ring.write_used()
+    assert not ring.unrecorded and keys.last_used(file)[key.id]
 
 
 @pytest.mark.parametrize("changes", [{"scopes": ()}, {"scopes": ("generat",)}, {"tenant": " "}, {"name": ""}, {"expires_in_s": 0}, {"expires_in_s": float("inf")}])

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from places import Clock
 
 from bedplate.core.errors import ConfigError, DataError, PolicyError, RemoteError
-from bedplate.serve.oidc import LARGEST_KEYS_BYTES, Oidc, OidcSettings, fetch_keys, read_keys
+from bedplate.serve.jwks import LARGEST_KEYS_BYTES, fetch_keys, read_keys
+from bedplate.serve.oidc import Oidc, OidcSettings
 
 ISSUER = "https://id.example"
 NOW = 1_800_000_000.0

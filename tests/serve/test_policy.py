@@ -111,9 +111,11 @@ def test_personal_data_is_written_down_as_the_policy_says(tmp_path, mode, there,
 
 
 def test_an_answer_that_was_left_is_written_down(tmp_path):
-    with serving(tmp_path, audit=tmp_path / "audit", fake=FakeGenerator(step_s=0.02)) as served:
-        with httpx.stream("POST", f"{served.url}/v1/chat/completions", headers=served.headers, json={**ASKED, "stream": True}) as answer:
-            next(answer.iter_raw())
+    with (
+        serving(tmp_path, audit=tmp_path / "audit", fake=FakeGenerator(step_s=0.02)) as served,
+        httpx.stream("POST", f"{served.url}/v1/chat/completions", headers=served.headers, json={**ASKED, "stream": True}) as answer,
+    ):
+        next(answer.iter_raw())
     answers = [one["body"]["receipt"] for one in records(tmp_path / "audit") if one["kind"] == "answer"]
     assert [one["finish"] for one in answers] == ["cancelled"]
 

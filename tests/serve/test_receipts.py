@@ -35,6 +35,7 @@ def test_a_receipt_is_about_these_words_and_no_others(signer):
     receipt = receipts.issue(signer, facts())
     assert receipts.holds(receipt, signer.public)
     assert receipts.tells_of(receipt, "why?", "because") and receipts.tells_of(receipt, prompt="why?")
+    assert not receipts.tells_of(receipts.issue(signer, facts(salt="no hex")), "why?")
     assert not receipts.tells_of(receipt, "why", "because") and not receipts.tells_of(receipt, answer="Because")
 
 
@@ -65,8 +66,9 @@ def test_it_is_found_in_the_audit(signer, tmp_path):
 
 
 def test_it_survives_json(signer):
-    receipt = receipts.issue(signer, facts(tenant="café"))
-    assert Receipt.from_json(json.loads(json.dumps(receipt.as_json()))) == receipt
+    receipt = receipts.issue(signer, facts(tenant="café", model="\ud83d" + "\ude00"))
+    again = Receipt.from_json(json.loads(json.dumps(receipt.as_json())))
+    assert again == receipt and receipts.holds(again, signer.public)
     for wrong in ({}, {**receipt.as_json(), "more": 1}, {**receipt.as_json(), "prompt_tokens": "3"}, {**receipt.as_json(), "signature": None}):
         with pytest.raises(DataError):
             Receipt.from_json(wrong)

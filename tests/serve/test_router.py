@@ -11,8 +11,10 @@ from bedplate.core.errors import ConfigError, PolicyError, RemoteError, Resource
 from bedplate.core.generation import Ask, Piece, Sampling, Turn, Usage, stream
 from bedplate.serve.breaker import BreakerSettings
 from bedplate.serve.budget import BudgetSettings
-from bedplate.serve.routes import DataSettings, PlaceSettings, RoutesSettings, RouteSettings, UncertainSettings
+from bedplate.serve.guard_rules import RuleGuard, RuleSettings
+from bedplate.serve.guarded import Guarded, Guards
 from bedplate.serve.router import Router
+from bedplate.serve.routes import DataSettings, PlaceSettings, RouteSettings, RoutesSettings, UncertainSettings
 
 CLOUD = PlaceSettings("remote", url="https://cloud.example/v1")
 OPEN = DataSettings(may_leave=("public",), unlabelled="public")
@@ -46,10 +48,14 @@ def test_the_first_place_answers_and_the_decision_says_why():
 
 def test_a_remote_place_is_not_told_who_asks():
     cloud = Place()
-    router = routed({"cloud": cloud}, kinds={"cloud": PlaceSettings("remote", worker="big", url="https://x.example")})
-    asked(router, ask(tenant="soc", policy="p", labels=("public",), worker="triage"))
-    sent = cloud.asked[0]
-    assert (sent.tenant, sent.policy, sent.labels, sent.worker) == ("", "", (), "big")
+    for worker, expected in (("big", ""), ("", "triage")):
+        router = routed({"cloud": cloud}, kinds={"cloud": PlaceSettings("remote", worker=worker, url="https://x.example")})
+        asked(router, ask(tenant="soc", policy="p", labels=("public",), worker="triage"))
+        sent = cloud.asked[-1]
+        assert (sent.tenant, sent.policy, sent.labels, sent.worker) == ("", "", (), expected)
+    local = Place()
+    asked(routed({"local": local}, kinds={"local": PlaceSettings(worker="other")}), ask(worker="triage"))
+    assert local.asked[0].worker == "other"
 
 
 @pytest.mark.parametrize("failure", [GONE, ResourceError("full"), ConfigError("too long"), RuntimeError("bug"), [GONE], [ResourceError("full")]])
@@ -120,7 +126,7 @@ def test_the_gate_itself_holds_even_if_a_plan_were_wrong():
     router = routed({"cloud": cloud, "local": Place()})
     question = ask(labels=("confidential",))
     with pytest.raises(PolicyError, match="does not leave"):
-        router._send("cloud", router.asked("cloud", question), question, Heard())
+        router.send("cloud", router.asked("cloud", question), question, Heard())
     assert not cloud.asked
 
 
@@ -152,7 +158,17 @@ def test_a_question_at_fault_or_a_full_place_is_no_illness():
     asked(router)
     place.answers = [said("x", finish="cancelled")]
     asked(router)
-    assert router.states()["first"] == "closed"
+    for status in (400, 413, 422):
+        refusal = RemoteError("the endpoint answered 400")
+        refusal.status = status
+        place.answers = [[refusal]]
+        assert asked(router)[0].text == "ok"
+    assert router.states()["first"] == "closed", "one tenant's malformed questions do not take a place away from all"
+    for status in (500, 429, 401):
+        router = routed({"first": place, "second": Place()}, breaker=BreakerSettings(failures=1))
+        refusal.status = status
+        asked(router)
+        assert router.states()["first"] == "open"
 
 
 PAID = PlaceSettings("remote", url="https://x.example", price_prompt=1e6, price_completion=1e6)
@@ -290,6 +306,21 @@ def test_pieces_from_threads_of_their_own():
     for _ in range(20):
         router = routed({"a": Threaded([GONE]), "local": Threaded(said(*"unsure", logprob=-3.0)), "cloud": Threaded(said(*"answer"))}, RouteSettings("all", ("a", "local"), uncertain=UncertainSettings("cloud", tokens=3)))
         assert "".join(piece.text for piece in stream(router, ask())) == "answer"
+
+
+@pytest.mark.parametrize("cloud", [said("no secret ", "word", " here"), said("the pass", "word"), [GONE]])
+def test_guards_stand_before_and_behind_the_whole_router(cloud):
+    """Whoever answers in the end: what was asked was checked, and so is what is said."""
+    guard = RuleGuard([RuleSettings("words", literals=("password",))])
+    places = {"cloud": Place(cloud), "local": Place(said("is it pass", "word?"))}
+    generator = Guarded(routed(places), Guards((guard,), (guard,)))
+    with pytest.raises(PolicyError):
+        generator.submit(ask("tell me the Password"), Heard())
+    assert not places["cloud"].asked
+    heard = Heard()
+    ticket = generator.submit(ask(), heard)
+    assert "password" not in heard.text and ticket.inner.decision.place == ("local" if cloud == [GONE] else "cloud")
+    assert heard[-1].usage is not None and [p.finish for p in heard if p.finish] == ["stop" if "secret" in heard.text else "guard"]
 
 
 def test_counting_stays_in_the_house():

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from bedplate.core.errors import ConfigError
 from bedplate.core.generation import Ask, Form, Part, Sampling, Tool, ToolCall, Turn
-from bedplate.serve.routes import DataSettings, Decision, PlaceSettings, Refused, RoutesSettings, RouteSettings, UncertainSettings, classify, plan, read
+from bedplate.serve.routes import DataSettings, Decision, PlaceSettings, Refused, RouteSettings, RoutesSettings, UncertainSettings, classify, plan, read
 
 CLOUD = PlaceSettings("remote", url="https://cloud.example/v1")
 OPEN = DataSettings(may_leave=("public",), unlabelled="internal")
@@ -143,7 +143,7 @@ TOML = """
 [places.cloud]
 where = "remote"
 url = "https://cloud.example/v1"
-key_environment = "CLOUD_KEY"
+key_file = "cloud.key"
 price_prompt = 0.5
 price_completion = 1.5
 [data]
@@ -190,3 +190,14 @@ def test_routes_toml(tmp_path):
     with pytest.raises(ConfigError):
         RoutesSettings(places={})
     assert PlaceSettings("remote", url="http://127.0.0.1:8000/v1").url
+
+
+@given(at=st.integers(0, 700), put=st.sampled_from(["", "[", "]", '"', "=", "{", "}", "\n", "0", "-", "nan", "true", "[[rules]]\n", "é", "\x00", "[places.x]\n", "1e999"]), cut=st.integers(0, 12))
+def test_a_mutated_file_is_an_error_of_ours_or_another_valid_file(tmp_path_factory, at, put, cut):
+    file = tmp_path_factory.getbasetemp() / "fuzzed-routes.toml"
+    at %= len(TOML)
+    file.write_text(TOML[:at] + put + TOML[at + cut :])
+    try:
+        assert read(file).places
+    except ConfigError as error:
+        assert error.message

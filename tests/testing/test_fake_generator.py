@@ -4,7 +4,8 @@ import pytest
 
 from bedplate.core.contracts import AdapterHost, Generator
 from bedplate.testing.contracts import GeneratorContract
-from bedplate.testing.generators import FakeGenerator, decode, encode
+from bedplate.testing.fake_words import decode, encode
+from bedplate.testing.generators import FakeGenerator
 
 
 class TestFake(GeneratorContract):

@@ -221,6 +221,17 @@ def restore(base: Base, folder: Path) -> Task:
     Raises:
         DataError: it was made for another base, or is no adapter of ours.
     """
+    task, method = task_of(base, folder)
+    methods.load(base.model, task.head, method, folder)
+    return task
+
+
+def task_of(base: Base, folder: Path) -> tuple[Task, MethodSettings]:
+    """The task of an adapter folder, its head still without weights, and the method that made it. The base stays as it is.
+
+    Raises:
+        DataError: it was made for another base, or is no adapter of ours.
+    """
     learned = read_json(folder / TASK)
     manifest = read_manifest(folder, "adapter")
     if (made_for := manifest.parents.get("base")) != base.digest:
@@ -228,9 +239,7 @@ def restore(base: Base, folder: Path) -> Task:
     settings = AdaptSettings()
     data = replace(settings.data, most_positions=learned["most_positions"], template=learned["template"])
     method = from_mapping(MethodSettings, learned["method"])
-    task = TASKS[learned["task"]](base, replace(settings, data=data, method=method)).restore(learned)
-    methods.load(base.model, task.head, method, folder)
-    return task
+    return TASKS[learned["task"]](base, replace(settings, data=data, method=method)).restore(learned), method
 
 
 def place(settings: AdaptSettings) -> tuple[str, torch.dtype]:

@@ -92,7 +92,16 @@ def load(model: FoundationModel, head: nn.Module | None, method: MethodSettings,
     if method.name == "full":
         _read(model, folder / WEIGHTS)
     if head is not None:
-        _read(head, folder / HEAD)
+        load_head(head, folder)
+
+
+def load_head(head: nn.Module, folder: Path) -> None:
+    """Read a head's weights.
+
+    Raises:
+        IntegrityError: they do not fit the task.
+    """
+    _read(head, folder / HEAD)
 
 
 def _write(tensors: dict[str, nn.Parameter], path: Path) -> None:

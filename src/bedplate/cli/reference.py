@@ -11,7 +11,7 @@ import importlib
 import inspect
 import pkgutil
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,9 @@ TOPICS: tuple[tuple[str, str, str], ...] = (
     ("bedplate.adapt.settings", "AdaptSettings", "`bedplate adapt`"),
     ("bedplate.evaluate.settings", "EvaluateSettings", "`bedplate evaluate run`"),
     ("bedplate.evaluate.tasks.own", "OwnTaskSettings", "a task of your own, `bedplate evaluate run --tasks FILE.toml`"),
+    ("bedplate.serve.settings", "ServeSettings", "`bedplate serve`"),
+    ("bedplate.serve.routes", "RoutesSettings", "routes.toml of the gateway"),
+    ("bedplate.serve.guard_rules", "GuardSettings", "guards.toml of the gateway"),
     ("bedplate.advise.tour.stages", "TourSettings", "`bedplate tour`"),
 )
 """(module, dataclass, where it is used) of every table of settings a person can write."""
@@ -126,8 +129,21 @@ def keys(cls: Any, prefix: str = "") -> Iterator[tuple[str, str, str]]:
         if dataclasses.is_dataclass(hint):
             yield from keys(hint, f"{prefix}{field.name}.")
             continue
+        if (repeated := table_of(hint)) is not None:
+            yield from keys(repeated[0], f"{prefix}{field.name}{repeated[1]}.")
+            continue
         value = field.default if field.default is not dataclasses.MISSING else field.default_factory() if callable(field.default_factory) else ""
         yield f"{prefix}{field.name}", str(value), told.get(field.name, "")
+
+
+def table_of(hint: Any) -> tuple[Any, str] | None:
+    """(dataclass, how its place is written) where a setting is a table by name (`.NAME`) or a list of tables (`[]`); None: it is neither."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is tuple and arguments and dataclasses.is_dataclass(arguments[0]):
+        return arguments[0], "[]"
+    if isinstance(origin, type) and issubclass(origin, Mapping) and dataclasses.is_dataclass(arguments[1]):
+        return arguments[1], ".NAME"
+    return None
 
 
 def field_docs(cls: Any) -> dict[str, str]:

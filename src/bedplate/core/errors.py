@@ -72,6 +72,13 @@ class RemoteError(BedplateError):
     """Another machine failed or refused."""
 
     exit_code = 8
+    status: int | None = None
+    """Of HTTP, where it answered at all; set by who knows it."""
+
+    @property
+    def asker_is_at_fault(self) -> bool:
+        """Whether the question was refused for what it is (400, 404, 413, 422, ...): asking something else may work, and the machine is not ill."""
+        return self.status is not None and 400 <= self.status < 500 and self.status not in (401, 403, 407, 408, 425, 429)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

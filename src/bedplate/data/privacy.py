@@ -132,6 +132,7 @@ KINDS: dict[str, Kind] = {
     "slack token": Kind(("xox",), re.compile(r"(?<![A-Za-z0-9])xox[abeoprs]-[A-Za-z0-9-]{10,250}"), lambda m: any(c.isdigit() for c in m[0])),
     "google key": Kind(("aiza",), re.compile(r"(?<![A-Za-z0-9_-])AIza[A-Za-z0-9_-]{35}(?![A-Za-z0-9_-])"), _always),
     "stripe key": Kind(("_live_",), re.compile(r"(?<![A-Za-z0-9_])[rs]k_live_[A-Za-z0-9]{20,200}"), _always),
+    "bedplate key": Kind(("bp_",), re.compile(r"(?<![A-Za-z0-9_-])bp_[A-Za-z0-9_-]{43}(?![A-Za-z0-9_-])"), lambda m: entropy(m[0]) > 3.5),
     "json web token": Kind(
         ("eyj",),
         re.compile(r"(?<![A-Za-z0-9_.-])eyJ[A-Za-z0-9_-]{8,2000}\.eyJ[A-Za-z0-9_-]{8,4000}\.[A-Za-z0-9_-]{8,1000}"),
@@ -179,7 +180,7 @@ KINDS: dict[str, Kind] = {
 }
 """Every kind, the surest first: where two overlap, the earlier one is taken."""
 
-SECRETS = ("private key", "aws key", "github token", "slack token", "google key", "stripe key", "json web token", "assigned secret")
+SECRETS = ("private key", "aws key", "github token", "slack token", "google key", "stripe key", "bedplate key", "json web token", "assigned secret")
 """The kinds that give access to something; the others tell of a person."""
 
 

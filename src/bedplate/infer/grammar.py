@@ -30,7 +30,7 @@ DEEPEST = 32
 """Levels of a schema."""
 WHITE_SPACE = r"\n?[ \t]{0,16}"
 """Between the signs of JSON: enough to be laid out, too little to go on for ever."""
-_LIMITS = {
+_LIMITS: dict[str, Any] = {
     "initial_lexer_fuel": 500_000,
     "step_lexer_fuel": 200_000,
     "step_max_items": 20_000,
@@ -90,7 +90,9 @@ class Grammars:
         if form.regex is not None:
             text = make.grammar_from_regex(form.regex)
         elif form.choice:
-            text = make.grammar_from_lark("start: " + " | ".join(json.dumps(choice, ensure_ascii=False) for choice in form.choice if choice))
+            if not all(form.choice):
+                raise ConfigError("one of the choices is empty", _hint(form))
+            text = make.grammar_from_lark("start: " + " | ".join(json.dumps(choice, ensure_ascii=False) for choice in form.choice))
         else:
             schema: Mapping[str, Any] = {"type": "object"} if form.schema is None else form.schema
             if (depth := _depth(schema)) > DEEPEST:

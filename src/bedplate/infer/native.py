@@ -3,8 +3,8 @@
     native = Native(engine)                      # engine: infer/engine.py, or any TokenEngine
     for piece in stream(native, Ask(turns=(Turn.of("user", "hello"),))): ...
 
-A question becomes positions (`reading.py`), each of its n answers a request to the engine, and what the engine says becomes pieces: whole characters, nothing of a
-stop string, complete tool calls. It refuses to know how tokens are computed.
+A question becomes positions (`reading.py`), each of its n answers a request to the engine, and what the engine says becomes pieces: whole
+characters, nothing of a stop string, complete tool calls. It refuses to know how tokens are computed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -28,8 +28,9 @@ from bedplate.adapt.tasks.classify import Classify
 from bedplate.adapt.tasks.embed import Embed
 from bedplate.adapt.tasks.generate import Generate
 from bedplate.core.errors import BedplateError, ConfigError, ResourceError, StateError, did_you_mean
-from bedplate.core.generation import Alternative, Ask, Deliver, Finish, Form, Label, Load, Piece, Ticket, TokenLogprob, Usage, WorkerCard
+from bedplate.core.generation import Alternative, Ask, Deliver, Finish, Form, Label, Load, Piece, Ticket, TokenLogprob, ToolCall, Usage, WorkerCard
 from bedplate.infer import tools
+from bedplate.infer.adapters import Registered
 from bedplate.infer.grammar import Grammars
 from bedplate.infer.reading import Question, ends_of, read
 from bedplate.infer.request import Drawn, Listener, Request
@@ -37,18 +38,12 @@ from bedplate.infer.words import Said, Words, decoder
 from bedplate.modality.sequence import Sequence as Positions
 
 
-class Registered(NamedTuple):
-    """An adapter that the engine holds."""
-
-    task: Task
-    digest: str
-    """Of its manifest."""
-
-
 class TokenEngine(Protocol):
     """What computes tokens and states: infer/engine.py, and its slow twin in testing/slow_engine.py."""
 
     base: Base
+    context: int
+    """Longest question and answer together, in positions."""
 
     @property
     def adapters(self) -> Mapping[str, Registered]:
@@ -63,7 +58,7 @@ class TokenEngine(Protocol):
         """How busy it is."""
         ...
 
-    def register(self, name: str, folder: Path) -> None:
+    def register(self, name: str, folder: Path) -> Registered:
         """Hold another adapter."""
         ...
 
@@ -133,8 +128,7 @@ class Native:
             DataError: the adapter was made for another base.
             IntegrityError: a digest does not hold.
         """
-        self._engine.register(name, folder)
-        return self._card(name, self._engine.adapters[name])
+        return self._card(name, self._engine.register(name, folder))
 
     def unregister(self, name: str) -> None:
         """One worker fewer; what it is answering, it answers to the end.
@@ -149,7 +143,7 @@ class Native:
         senses = ("text", *base.model.config.senses.present())
         digests = {"model": base.digest} if registered is None else {"model": base.digest, "adapter": registered.digest}
         does = "generate" if registered is None or isinstance(registered.task, Generate) else registered.task.name
-        return WorkerCard(name, does, digests, base.model.config.max_position_embeddings, senses)
+        return WorkerCard(name, does, digests, self._engine.context, senses)
 
     def count(self, ask: Ask) -> int:
         return len(read(self._engine.base, self._task(ask), ask).positions)
@@ -180,7 +174,7 @@ class Native:
         return task
 
     def _check(self, ask: Ask, question: Question) -> None:
-        held, length = self._engine.base.model.config.max_position_embeddings, len(question.positions)
+        held, length = self._engine.context, len(question.positions)
         wanted = ask.sampling.max_tokens if ask.want == "text" else 0
         if length + wanted > held:
             fits = f"at most {held - length} tokens of an answer fit behind it" if length < held else f"the model holds {held} positions"
@@ -210,13 +204,20 @@ class _Choice:
     answer: _Answer
     words: Words
     calls: tools.Calls | None
+    echoes: bool = False
+    """Whether the prompt is still to be said again."""
     heard_tokens: int = 0
     called: bool = False
     finished: bool = False
 
     def began(self, cached_tokens: int) -> None:
         self.answer.cached = max(self.answer.cached, cached_tokens)
-        if self.answer.ask.echo and self.answer.ask.sampling.logprobs is None and self.answer.question.text:
+        self._echo()
+
+    def _echo(self) -> None:
+        """Say the prompt again, once; with numbers it comes with `read`."""
+        if self.echoes:
+            self.echoes = False
             self.answer.tell(Piece(self.number, self.answer.question.text))
 
     def read(self, drawn: Sequence[Drawn]) -> None:
@@ -228,6 +229,7 @@ class _Choice:
         if self.answer.abandoned:
             self.finished = True
             return True
+        self._echo()  # an answer of no tokens never begins
         asked = self.answer.ask.sampling.logprobs is not None
         parts: list[Said] = []
         for one in drawn:
@@ -254,7 +256,7 @@ class _Choice:
             self.answer.failed(error)
 
     def _deliver(self, said: Said, finish: Finish | None) -> None:
-        text, found = said.text, ()
+        text, found = said.text, tuple[ToolCall, ...]()
         if self.calls is not None:
             heard = self.calls.push(text)
             rest = self.calls.end() if finish is not None else tools.Heard()
@@ -279,8 +281,10 @@ class _Answer:
         self.abandoned = False
         self._texts: dict[int, str] = {}
         listens = ask.tools and ask.tool_choice != "none"
+        echoes = ask.echo and ask.sampling.logprobs is None and bool(question.text)
         self.choices = [
-            _Choice(number, self, Words(base.encoder, ask.sampling.stop), tools.Calls(ask.tools) if listens else None) for number in range(ask.sampling.n)
+            _Choice(number, self, Words(base.encoder, ask.sampling.stop), tools.Calls(ask.tools) if listens else None, echoes)
+            for number in range(ask.sampling.n)
         ]
         self._left = len(self.choices)
 
@@ -377,5 +381,5 @@ def as_told(error: Exception) -> BedplateError:
 
 
 def _those(adapters: Mapping[str, Registered], kind: type[Task]) -> str:
-    names = sorted(name for name, (task, _) in adapters.items() if isinstance(task, kind))
+    names = sorted(name for name, one in adapters.items() if isinstance(one.task, kind))
     return f"those that do: {', '.join(names)}" if names else f"adapt the base to the task {kind.name} first"

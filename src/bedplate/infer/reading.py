@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,7 +122,7 @@ def _last(turns: Sequence[Turn]) -> Sequence[Part]:
 
 def _segment(base: Base, part: Part) -> Segment:
     """A picture, sound or series as the model learned such."""
-    present: dict[str, Any] = dict(base.model.config.senses.present())
+    present: Mapping[Any, Any] = base.model.config.senses.present()
     spec = present.get(part.sense)
     if spec is None:
         raise ConfigError(f"there is {part.sense}, but the model never learned it", f"it knows text{''.join(f', {name}' for name in present)}")

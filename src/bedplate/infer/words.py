@@ -16,7 +16,7 @@ from bedplate.core.generation import TokenLogprob
 from bedplate.data.tokenizer import Encoder
 
 WINDOW_TOKENS = 16
-"""Where a tokenizer is not made of bytes: tokens that are decoded again with each new one, at most."""
+"""Where a tokenizer is not made of bytes: tokens that may make a character, at most."""
 
 
 class Said(NamedTuple):
@@ -55,34 +55,34 @@ class ByBytes:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token: int) -> str:
-        return self._utf8.decode(self._table[token])
+        return self._utf8.decode(self._table[token]) if token < len(self._table) else ""  # a model may have more numbers than its tokenizer has names
 
     def end(self) -> str:
         return self._utf8.decode(b"", True)
 
 
 class ByWindow:
-    """For other tokenizers: the last few tokens are decoded with and without the new one."""
+    """For other tokenizers: the new tokens are decoded behind the last ones that made whole characters, and what those say alone is taken off."""
 
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
-        self._held: list[int] = []
-        self._left = ""
-        """Text of the held tokens that has left."""
+        self._before: list[int] = []
+        self._new: list[int] = []
 
     def push(self, token: int) -> str:
-        self._held.append(token)
-        text = self._text(self._held)
-        if text.endswith("\ufffd") and len(self._held) < WINDOW_TOKENS:
+        self._new.append(token)
+        text = self._told()
+        if text.endswith("\ufffd") and len(self._new) < WINDOW_TOKENS:
             return ""
-        new = text[len(self._left) :] if text.startswith(self._left) else text
-        self._held = self._held[-1:]  # the next token is decoded behind this one: alone, some tokenizers would cut its space
-        self._left = self._text(self._held)
-        return new
+        self._before, self._new = self._new, []
+        return text
 
     def end(self) -> str:
-        text = self._text(self._held)
-        return text[len(self._left) :] if text.startswith(self._left) else text
+        return self._told() if self._new else ""
+
+    def _told(self) -> str:
+        before, whole = self._text(self._before), self._text(self._before + self._new)
+        return whole[len(before) :]
 
     def _text(self, ids: list[int]) -> str:
         return str(self._encoder.whole.decode(ids, skip_special_tokens=False)) if ids else ""
@@ -131,15 +131,47 @@ class Stops:
         return held
 
 
-class Words:
-    """Tokens to text with stop strings; the numbers of a token leave with the last of its text."""
+class Held:
+    """Text behind which stop strings are looked for; the numbers of a token leave with the last of its text."""
 
-    def __init__(self, encoder: Encoder, stops: Sequence[str] = ()) -> None:
-        self._decoder, self._stops = decoder(encoder), Stops(stops)
+    def __init__(self, stops: Sequence[str] = ()) -> None:
+        self._stops = Stops(stops)
         self._waiting: deque[tuple[int, TokenLogprob]] = deque()
         """(characters said with its own, numbers) of each token whose text has not left."""
-        self._decoded = 0
-        self._left = 0
+        self._came = self._left = 0
+
+    def push(self, text: str, logprobs: Sequence[TokenLogprob] = ()) -> Said:
+        """The next stretch.
+
+        Args:
+            text: of it.
+            logprobs: of the tokens that end in it, where they were asked for.
+        """
+        self._came += len(text)
+        for number in logprobs:
+            self._waiting.append((self._came, number))
+        free, stopped = self._stops.push(text)
+        return self._leave(free, stopped)
+
+    def end(self, text: str = "") -> Said:
+        """Nothing follows this stretch."""
+        self._came += len(text)
+        free, stopped = self._stops.push(text)
+        return self._leave(free, True) if stopped else self._leave(free + self._stops.end(), False, last=True)
+
+    def _leave(self, text: str, stopped: bool, last: bool = False) -> Said:
+        self._left += len(text)
+        gone: list[TokenLogprob] = []
+        while self._waiting and (last or self._waiting[0][0] <= self._left):
+            gone.append(self._waiting.popleft()[1])
+        return Said(text, tuple(gone), stopped)
+
+
+class Words:
+    """Tokens to text with stop strings."""
+
+    def __init__(self, encoder: Encoder, stops: Sequence[str] = ()) -> None:
+        self._decoder, self._held = decoder(encoder), Held(stops)
 
     def push(self, token: int, logprob: TokenLogprob | None = None) -> Said:
         """The next token.
@@ -148,25 +180,11 @@ class Words:
             token: its id.
             logprob: its numbers, where they were asked for.
         """
-        text = self._decoder.push(token)
-        self._decoded += len(text)
-        if logprob is not None:
-            self._waiting.append((self._decoded, logprob))
-        free, stopped = self._stops.push(text)
-        return self._leave(free, stopped)
+        return self._held.push(self._decoder.push(token), () if logprob is None else (logprob,))
 
     def end(self) -> Said:
         """No token follows."""
-        rest = self._decoder.end()
-        free, stopped = self._stops.push(rest)
-        return self._leave(free if stopped else free + self._stops.end(), stopped, last=True)
-
-    def _leave(self, text: str, stopped: bool, last: bool = False) -> Said:
-        self._left += len(text)
-        gone: list[TokenLogprob] = []
-        while self._waiting and (self._waiting[0][0] <= self._left or (last and not stopped)):
-            gone.append(self._waiting.popleft()[1])
-        return Said(text, tuple(gone), stopped)
+        return self._held.end(self._decoder.end())
 
 
 def _borders(pattern: str) -> list[int]:

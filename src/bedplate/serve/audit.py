@@ -27,7 +27,7 @@ from bedplate.core.errors import BedplateError, ConfigError, IntegrityError, Res
 from bedplate.core.files import fsync_folder, sha256_bytes, write_bytes
 from bedplate.serve.audit_chain import START, Entry, Record, checkpoint
 from bedplate.serve.audit_files import HEAD, PUBLIC, file_name, files, head_bytes, read_end, read_head
-from bedplate.serve.signing import Signer
+from bedplate.serve.signing import Signer, as_read
 
 __all__ = ["AuditLog", "AuditSettings", "Entry"]
 
@@ -111,6 +111,7 @@ class AuditLog:
             ResourceError: the disk does not keep up, or cannot be written: answer nothing that is not written down.
             StateError: the log is closed.
         """
+        body = as_read(body)  # what is signed must be what is read back
         with self._turn:
             self._check(kind)
             record = Record.following(self._end, self._now(), kind, body)

@@ -45,6 +45,8 @@ class Report:
     """The last record is a checkpoint that says the log ends here. Otherwise it is still written, or its writer was killed."""
     torn_bytes: int
     """Half a line at the end, as a crash leaves; it was never confirmed to anybody."""
+    end: Entry
+    """The last record. Kept somewhere else, it is an anchor for the next verification."""
 
     @property
     def holds(self) -> bool:
@@ -66,7 +68,11 @@ class _Reading:
         self.n = max(start, 1)
         self.checkpoints = self.signed_n = 0
         self.closed = False
-        self.last_n = 0
+        self.end = Entry(0, START)
+
+    @property
+    def last_n(self) -> int:
+        return self.end.n
 
     def found(self, n: int, file: str, what: str) -> None:
         if len(self.findings) < MOST_FINDINGS:
@@ -95,7 +101,8 @@ class _Reading:
                 self.closed = record.body["closed"] is True
             else:
                 self.found(record.n, file, f"the checkpoint was not signed by the key {self.key.id}")
-        self.before, self.last_n, self.n = record.entry, record.n, record.n + 1
+        self.before = self.end = record.entry
+        self.n = record.n + 1
 
 
 def verify(folder: Path, key: PublicKey, *, start: int = 1, anchors: tuple[Entry, ...] = ()) -> Report:
@@ -105,7 +112,8 @@ def verify(folder: Path, key: PublicKey, *, start: int = 1, anchors: tuple[Entry
         folder: the audit's folder; nothing in it is changed.
         key: the gateway's public key, from somewhere else than the folder.
         start: the first record that must be there; files with earlier ones may have been archived.
-        anchors: places of the chain that were noted elsewhere (each receipt carries one): also a log that was put back whole to an older state is then found.
+        anchors: places of the chain that were noted elsewhere, such as the `end` of an earlier report: also a log that was put back whole to an older
+            state is then found.
     Raises:
         DataError: there is no log.
     """
@@ -134,7 +142,7 @@ def verify(folder: Path, key: PublicKey, *, start: int = 1, anchors: tuple[Entry
     beyond = [n for n in reading.anchors if n > reading.last_n]
     if beyond:
         reading.found(max(beyond), present[-1].name, f"it was noted elsewhere, but the log ends at record {reading.last_n}")
-    return Report(tuple(reading.findings), reading.last_n, len(present), reading.checkpoints, reading.signed_n, reading.closed and not torn, torn)
+    return Report(tuple(reading.findings), reading.last_n, len(present), reading.checkpoints, reading.signed_n, reading.closed and not torn, torn, reading.end)
 
 
 def _against_head(reading: _Reading, folder: Path, key: PublicKey, file: str) -> None:

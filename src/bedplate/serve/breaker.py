@@ -24,7 +24,7 @@ class BreakerSettings:
     failures: int = 5
     """Failures in a row after which it is left alone."""
     open_s: float = 30.0
-    """How long."""
+    """How long it is left alone."""
     probes: int = 1
     """Questions that try it at once afterwards."""
 

@@ -84,18 +84,15 @@ class RuleGuard:
         return self.look(text, 0, ended=True).verdict
 
     def look(self, text: str, fresh: int, *, ended: bool) -> Look:
-        """Whether what has come may pass; a match of a regular expression that touches the end is not yet one, and is held back."""
+        """Whether what has come may pass. A match of a regular expression that touches the end is not yet one; all of it is held back, as none is longer."""
         text = _encodable(text)
         settled = len(text) if ended else max(0, len(text) - self.reach_characters + 1)
-        # The character before the reach says whether a word begins in it.
-        start = 1 if fresh >= self.reach_characters else 0
         for rule, pattern in self._rules:
-            for match in pattern.finditer(text, start):
-                if match.end() <= fresh:
+            for match in pattern.finditer(text):
+                if match.end() <= fresh:  # where the text was cut, a word seems to begin; what has left was judged when it was whole
                     continue
                 if ended or match.end() < len(text) or not rule.regexes:
                     return Look(Verdict(False, rule.reason, rule.name), 0)
-                settled = min(settled, match.start())
         return Look(ALLOWED, settled)
 
 

@@ -8,16 +8,18 @@ generator is told to stop. Token probabilities leave with their text, never befo
 
 from __future__ import annotations
 
+import json
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from bedplate.core.contracts import Generator, Guard, Verdict
 from bedplate.core.errors import BedplateError, PolicyError
 from bedplate.core.generation import Ask, Deliver, Load, Piece, Ticket, TokenLogprob, ToolCall, WorkerCard
-from bedplate.serve.guards import ALLOWED, GuardedStream, checked
+from bedplate.serve.guards import ALLOWED, GuardedStream, StreamingGuard, Windowed, checked
 
 
 @dataclass(frozen=True)
@@ -44,11 +46,43 @@ class Guards:
 
 
 def texts_of(ask: Ask) -> list[str]:
-    """Every text of a question that a model reads: turns, tool calls, descriptions of tools."""
-    if ask.prompt is not None:
-        return [ask.prompt] if isinstance(ask.prompt, str) else []
-    texts = [text for turn in ask.turns for text in (turn.text, *(f"{call.name} {call.arguments}" for call in turn.tool_calls)) if text]
-    return texts + [f"{tool.name} {tool.description}" for tool in ask.tools]
+    """Every text of a question: prompt, turns, tool calls, tools, what the answer must look like and where it must stop."""
+    texts = [ask.prompt] if isinstance(ask.prompt, str) else []
+    for turn in ask.turns:
+        texts += [turn.text, *(text for call in turn.tool_calls for text in texts_of_call(call)), turn.tool_call_id]
+        texts += [turn.role] if turn.role not in ROLES else []
+    for tool in ask.tools:
+        texts += [tool.name, tool.description, *_strings(tool.parameters)]
+    if ask.form is not None:
+        texts += [*_strings(ask.form.schema), ask.form.regex or "", *ask.form.choice]
+    return [text for text in (*texts, *ask.sampling.stop) if text]
+
+
+def texts_of_call(call: ToolCall) -> list[str]:
+    """A tool call as it is written, and the texts in its arguments as whoever reads them has them: a letter can be written as an escape."""
+    try:
+        read = json.loads(call.arguments)
+    except (ValueError, RecursionError):
+        read = None
+    return [f"{call.name} {call.arguments}", *_strings(read)]
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Every text in a JSON value, names included."""
+    waiting = [value]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, str):
+            yield one
+        elif isinstance(one, Mapping):
+            yield from map(str, one)
+            waiting += one.values()
+        elif isinstance(one, (list, tuple)):
+            waiting += one
+
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+"""Words of the format, which nobody can choose."""
 
 
 class Guarded:
@@ -71,12 +105,12 @@ class Guarded:
             PolicyError: the question was refused; with a pool it comes as the answer's error instead.
         """
         ticket = GuardedTicket()
-        in_turn: Callable[[Callable[[], None]], None] = _InOrder(self._pool) if self._pool is not None else _at_once
         answer = _Answer(self.guards.answer, ask.sampling.n, deliver, ticket)
         if self._pool is None:
-            self._begin(ask, answer, ticket, in_turn)
+            self._begin(ask, answer, ticket, _at_once)
         else:
-            in_turn(lambda: self._begin_later(ask, answer, ticket, in_turn, deliver))
+            in_turn = _InOrder(self._pool, answer.broke)
+            in_turn(lambda: self._begin(ask, answer, ticket, in_turn))
         return ticket
 
     def workers(self) -> Sequence[WorkerCard]:
@@ -101,12 +135,6 @@ class Guarded:
             ticket.verdict = verdict
             raise PolicyError(verdict.reason or "a guard refused the question", "ask without it")
         ticket.begun(self.generator.submit(ask, lambda piece: in_turn(lambda: answer.take(piece))))
-
-    def _begin_later(self, ask: Ask, answer: _Answer, ticket: GuardedTicket, in_turn: Callable[[Callable[[], None]], None], deliver: Deliver) -> None:
-        try:
-            self._begin(ask, answer, ticket, in_turn)
-        except BedplateError as error:
-            deliver(Piece(finish="error", error=error))
 
 
 class GuardedTicket:
@@ -150,10 +178,15 @@ class _Answer:
 
     def __init__(self, guards: tuple[Guard, ...], n: int, deliver: Deliver, ticket: GuardedTicket) -> None:
         self._guards, self._deliver, self._ticket = guards, deliver, ticket
+        # What could have been said is checked word by word, or by guards that take their time not told at all.
+        self._quick = all(isinstance(guard, StreamingGuard) and not isinstance(guard, Windowed) for guard in guards)
         self._choices = [_Choice(GuardedStream(guards)) for _ in range(n)]
+        self._broken = False
 
     def take(self, piece: Piece) -> None:
         """Pass on what may leave of it."""
+        if self._broken:
+            return
         if not self._guards or piece.error is not None or piece.vector is not None:
             self._deliver(piece)
             return
@@ -180,6 +213,14 @@ class _Answer:
         if passed.text or passed.tool_calls or passed.logprobs or passed.label or passed.finish is not None or passed.usage is not None:
             self._deliver(passed)
 
+    def broke(self, error: Exception) -> None:
+        """The question was refused, or something is wrong with us: the answer ends."""
+        if not self._broken:
+            self._broken = True
+            self._ticket.cancel()
+            foreseen = error if isinstance(error, BedplateError) else BedplateError(f"the answer could not be checked: {type(error).__name__}")
+            self._deliver(Piece(finish="error", error=foreseen))
+
     def _refuse(self, piece: Piece, choice: _Choice, verdict: Verdict) -> None:
         choice.over = True
         choice.logprobs.clear()
@@ -189,8 +230,8 @@ class _Answer:
             self._ticket.cancel()
 
     def _call(self, call: ToolCall) -> Verdict:
-        verdict = checked(self._guards, call.name)
-        return verdict if not verdict.allowed else checked(self._guards, call.arguments)
+        verdicts = (checked(self._guards, text) for text in texts_of_call(call))
+        return next((verdict for verdict in verdicts if not verdict.allowed), ALLOWED)
 
     def _told(self, choice: _Choice, characters: int, ended: bool) -> tuple[TokenLogprob, ...]:
         choice.released += characters
@@ -198,7 +239,7 @@ class _Answer:
         while choice.logprobs and (ended or len(choice.logprobs[0].said.text) <= choice.released):
             one = choice.logprobs.popleft()
             choice.released -= len(one.said.text)
-            top = tuple(other for other in one.top if checked(self._guards, other.text).allowed)
+            top = tuple(other for other in one.top if checked(self._guards, other.text).allowed) if self._quick else ()
             told.append(replace(one, top=top))
         return tuple(told)
 
@@ -206,8 +247,8 @@ class _Answer:
 class _InOrder:
     """Runs what it is given one after the other, in a pool."""
 
-    def __init__(self, pool: Executor) -> None:
-        self._pool = pool
+    def __init__(self, pool: Executor, broke: Callable[[Exception], None]) -> None:
+        self._pool, self._broke = pool, broke
         self._turn = threading.Lock()
         self._waiting: deque[Callable[[], None]] = deque()
         self._running = False
@@ -227,7 +268,10 @@ class _InOrder:
                     self._running = False
                     return
                 work = self._waiting.popleft()
-            work()
+            try:
+                work()
+            except Exception as error:  # nobody would hear of it in a pool, and whoever asked would wait for ever
+                self._broke(error)
 
 
 def _at_once(work: Callable[[], None]) -> None:

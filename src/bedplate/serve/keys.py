@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -180,10 +181,12 @@ class KeyRing:
         self.file = file
         self.trouble = ""
         """Why a changed file was not taken over; "" where all is well. The keys before it stay in force."""
+        self.unrecorded = ""
+        """Why last use is not written down, such as a folder that cannot be written; "" where it is."""
         self._clock = clock
-        self._mark = _mark(file)
+        _read(file)  # a file that is missing is told of here
+        self._mark = _mark(file)  # before what is kept is read: a change in between is seen
         self._kept = _read(file)
-        self._by_digest = {key.digest: key for key in self._kept.keys}
         self._looked_s = clock()
         self._used: dict[str, int] = {}
         self._written: dict[str, int] = {}
@@ -194,9 +197,9 @@ class KeyRing:
         if now_s - self._looked_s >= LOOK_EVERY_S or now_s < self._looked_s:
             self._looked_s = now_s
             self.refresh()
-        pepper, by_digest = self._kept.pepper, self._by_digest
-        digest = _digest(pepper, secret)
-        key = by_digest.get(digest)  # a keyed digest: nobody outside can choose one near another
+        kept = self._kept  # taken once: pepper and digests belong together
+        digest = _digest(kept.pepper, secret)
+        key = kept.by_digest.get(digest)  # a keyed digest: nobody outside can choose one near another
         same = hmac.compare_digest(digest, key.digest if key is not None else "0" * 64)
         if key is None or not same or key.state(now_s) != "valid":
             return None
@@ -222,22 +225,30 @@ class KeyRing:
             self.trouble = str(error)
             return False
         self._mark, self._kept, self.trouble = mark, kept, ""
-        self._by_digest = {key.digest: key for key in kept.keys}
         return True
 
     def write_used(self) -> None:
         """Write down when keys were last used, to the hour; called now and then, off the path of requests. Nothing new: nothing is written."""
         used = dict(self._used)
-        if used != self._written:
-            before = last_used(self.file)
-            write_json(_used_file(self.file), before | {name: _moment(hour * USED_EVERY_S) for name, hour in sorted(used.items())})
-            self._written = used
+        if used == self._written:
+            return
+        told = last_used(self.file) | {name: _moment(hour * USED_EVERY_S) for name, hour in sorted(used.items())}
+        try:
+            write_json(_used_file(self.file), told)
+        except OSError as error:
+            self.unrecorded = f"{_used_file(self.file)}: {error.strerror}"
+            return
+        self._written, self.unrecorded = used, ""
 
 
 @dataclass
 class _Kept:
     pepper: bytes
     keys: list[Key]
+
+    @cached_property
+    def by_digest(self) -> dict[str, Key]:
+        return {key.digest: key for key in self.keys}
 
 
 def _read(file: Path) -> _Kept:

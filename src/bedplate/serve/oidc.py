@@ -11,27 +11,22 @@ that is not in the settings are refused. A token of an unknown key makes the key
 from __future__ import annotations
 
 import hashlib
-import json
-import ssl
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
-from urllib.parse import urlsplit
 
 import jwt
 
 from bedplate.core.errors import ConfigError, DataError, PolicyError, RemoteError, did_you_mean
 from bedplate.serve.caller import SCOPES, Caller
+from bedplate.serve.jwks import ProviderKey, fetch_keys, read_keys, safe
 
 Algorithm = Literal["RS256", "ES256", "EdDSA"]
 LARGEST_TOKEN_BYTES = 16_384
-LARGEST_KEYS_BYTES = 1_048_576
 MOST_KNOWN = 10_000
 UNKNOWN_S = 10.0
 """Tokens of unknown keys make the keys be fetched at most so often: a provider that changed its keys is understood soon, and nobody can have it flooded."""
@@ -73,7 +68,7 @@ class OidcSettings:
             raise ConfigError("oidc.audience and oidc.algorithms cannot be empty", 'audience = "bedplate"')
         if (self.keys_file is None) == (not self.keys_url):
             raise ConfigError("give the provider's keys as a file or as an address, one of them", "oidc.keys_file or oidc.keys_url")
-        if self.keys_url and not _safe(self.keys_url):
+        if self.keys_url and not safe(self.keys_url):
             raise ConfigError(f"{self.keys_url} is not https", "whoever can change the keys on the way can be anybody")
         if not (self.leeway_s >= 0 and self.refetch_s > 0 and self.longest_s > 0):
             raise ConfigError("oidc.leeway_s is 0 or more, oidc.refetch_s and oidc.longest_s are above 0", "30, 300, 86400")
@@ -85,11 +80,6 @@ class OidcSettings:
 class _Known(NamedTuple):
     caller: Caller
     until_s: float
-
-
-class _ProviderKey(NamedTuple):
-    key: Any
-    algorithm: str
 
 
 Fetch = Callable[[str], bytes]
@@ -112,7 +102,7 @@ class Oidc:
         self._fetch, self._clock = fetch or fetch_keys, clock
         self._turn = threading.Lock()
         self._fetching = threading.Lock()
-        self._keys: dict[str, _ProviderKey] = {}
+        self._keys: dict[str, ProviderKey] = {}
         self._fetched_s: float | None = None
         self._mark: tuple[int, int] | None = None
         self._known: OrderedDict[bytes, _Known] = OrderedDict()
@@ -197,7 +187,7 @@ class Oidc:
         name = hashlib.sha256(f"{self.settings.issuer}\n{subject}".encode()).hexdigest()[:16]
         return Caller(f"oidc-{name}", tenant, frozenset(scopes), "", tuple(labels))
 
-    def _key(self, name: str) -> _ProviderKey:
+    def _key(self, name: str) -> ProviderKey:
         if self.settings.keys_file is not None:
             self._read_file(self.settings.keys_file)
         elif name not in self._keys or self._fetched_s is None or self._clock() - self._fetched_s >= self.settings.refetch_s:
@@ -236,61 +226,6 @@ class Oidc:
         except (OSError, DataError) as error:
             if not self._keys:
                 raise DataError(f"{file} holds no keys: {error}", "give the provider's JWKS") from error
-
-
-def read_keys(data: bytes, algorithms: tuple[str, ...]) -> dict[str, _ProviderKey]:
-    """Name -> key, of a JWKS; keys of other kinds or uses are passed over. A private or symmetric key in it is refused.
-
-    Raises:
-        DataError: it is no JWKS, or has no key that could be used.
-    """
-    try:
-        raw = json.loads(data)
-        listed = raw["keys"]
-        if not isinstance(listed, list):
-            raise TypeError("keys is no list")
-        found: dict[str, _ProviderKey] = {}
-        for one in listed:
-            kinds = {("RSA", None): "RS256", ("EC", "P-256"): "ES256", ("OKP", "Ed25519"): "EdDSA"}
-            algorithm = kinds.get((one.get("kty"), one.get("crv")))
-            if one.get("kty") == "oct" or "d" in one:
-                raise DataError("the keys hold a secret one", "a JWKS for others holds public keys alone")
-            if algorithm is None or algorithm not in algorithms or one.get("use", "sig") != "sig" or one.get("alg", algorithm) != algorithm:
-                continue
-            name = one.get("kid", "")
-            if not isinstance(name, str) or name in found:
-                raise DataError("two keys have the same name", "each needs a kid of its own")
-            key = jwt.PyJWK(one, algorithm).key
-            if algorithm == "RS256" and key.key_size < 2048:
-                continue
-            found[name] = _ProviderKey(key, algorithm)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, jwt.PyJWTError) as error:
-        raise DataError(f"that is no JWKS: {type(error).__name__}", "a provider lists its keys at the jwks_uri of its openid-configuration") from error
-    if not found:
-        raise DataError("no key in it can be used", f"usable: {', '.join(algorithms)}; RSA from 2048 bits")
-    return found
-
-
-def fetch_keys(address: str) -> bytes:
-    """What lies at an address: https, certificates checked, no redirects, at most a MiB, within 10 s. Raises OSError."""
-    if not _safe(address):
-        raise OSError(f"{address} is not https")
-    opener = urllib.request.build_opener(_NoRedirects(), urllib.request.HTTPSHandler(context=ssl.create_default_context()))
-    with opener.open(urllib.request.Request(address, headers={"Accept": "application/json"}), timeout=10) as answer:
-        data: bytes = answer.read(LARGEST_KEYS_BYTES + 1)
-    if len(data) > LARGEST_KEYS_BYTES:
-        raise OSError("more than a MiB of keys")
-    return data
-
-
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *arguments: Any, **named: Any) -> None:
-        return None
-
-
-def _safe(address: str) -> bool:
-    parts = urlsplit(address)
-    return parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in ("127.0.0.1", "localhost", "::1"))
 
 
 def _at(claims: Mapping[str, Any], name: str) -> Any:

@@ -20,7 +20,7 @@ from bedplate.core.config import from_mapping
 from bedplate.core.errors import ConfigError, DataError, IntegrityError
 from bedplate.serve.audit_files import find
 from bedplate.serve.redact import text_digest
-from bedplate.serve.signing import PublicKey, Signer, canonical
+from bedplate.serve.signing import PublicKey, Signer, as_read, canonical
 
 PURPOSE = "receipt 1"
 
@@ -66,7 +66,7 @@ class Receipt:
 
     def as_json(self) -> dict[str, Any]:
         """For the client and for the audit."""
-        return {**dataclasses.asdict(self.facts), "key": self.key, "signature": self.signature}
+        return {**_plain(self.facts), "key": self.key, "signature": self.signature}
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Receipt:
@@ -93,18 +93,22 @@ def new_salt() -> bytes:
 
 def issue(signer: Signer, facts: Facts) -> Receipt:
     """A signed receipt."""
-    return Receipt(facts, signer.public.id, signer.sign(PURPOSE, canonical(dataclasses.asdict(facts))))
+    said = as_read(_plain(facts))
+    return Receipt(Facts(**said), signer.public.id, signer.sign(PURPOSE, canonical(said)))
 
 
 def holds(receipt: Receipt, key: PublicKey) -> bool:
     """Whether this key signed exactly this."""
-    return receipt.key == key.id and key.holds(PURPOSE, canonical(dataclasses.asdict(receipt.facts)), receipt.signature)
+    return receipt.key == key.id and key.holds(PURPOSE, canonical(_plain(receipt.facts)), receipt.signature)
 
 
 def tells_of(receipt: Receipt, prompt: str | None = None, answer: str | None = None) -> bool:
     """Whether the receipt is about these words; None: not asked."""
     facts = receipt.facts
-    salt = bytes.fromhex(facts.salt)
+    try:
+        salt = bytes.fromhex(facts.salt)
+    except ValueError:
+        return False
     pairs = ((prompt, facts.prompt_sha256), (answer, facts.answer_sha256))
     return all(hmac.compare_digest(text_digest(text, salt), digest) for text, digest in pairs if text is not None)
 
@@ -130,3 +134,8 @@ def policy_digest(settings: Any) -> str:
     from bedplate.core.files import sha256_bytes
 
     return sha256_bytes(canonical({"settings": to_mapping(settings)}))
+
+
+def _plain(facts: Facts) -> dict[str, Any]:
+    values = {field.name: getattr(facts, field.name) for field in dataclasses.fields(Facts)}
+    return {name: dict(value) if isinstance(value, Mapping) else value for name, value in values.items()}

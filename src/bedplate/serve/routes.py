@@ -29,11 +29,11 @@ class PlaceSettings:
     where: Literal["local", "remote"] = "local"
     """local: in this process or on this machine; remote: text leaves the house."""
     worker: str = ""
-    """Name of the worker (or the remote's model) that is asked there; "": the one the question names."""
+    """The worker that is asked there, or the name of the remote's model; "": the one the question names."""
     url: str = ""
     """Of a remote place: the base of an OpenAI-compatible interface, with https."""
-    key_environment: str = ""
-    """Name of the environment variable that holds the key for it."""
+    key_file: Path | None = None
+    """A file, private to its owner, with the key for it."""
     timeout_s: float = 60.0
     """A remote that says nothing for so long has failed."""
     price_prompt: float = 0.0
@@ -216,7 +216,7 @@ def classify(ask: Ask, settings: DataSettings) -> Classified:
         said.append(Classified(settings.unreadable, "holds what cannot be read"))
     strongest = max(said, key=lambda one: rank[one.name])
     if rank[settings.personal] > rank[strongest.name]:  # otherwise looking could change nothing
-        kinds = sorted({finding.kind for text in (*texts_of(ask), _form(ask)) for finding in privacy.find(text, settings.without)})
+        kinds = sorted({finding.kind for text in texts_of(ask) for finding in privacy.find(text, settings.without)})
         if kinds:
             return Classified(settings.personal, f"holds: {', '.join(kinds)}")
     return strongest
@@ -257,12 +257,3 @@ def _holds(rule: RouteSettings, ask: Ask, data_class: str, tokens: int | None) -
         return fits
     return tokens >= rule.from_tokens and (rule.below_tokens == 0 or tokens < rule.below_tokens)
 
-
-def _form(ask: Ask) -> str:
-    """What else of a question is text: schemas of tools and of the answer, choices, stops."""
-    import json
-
-    told: list[object] = [tool.parameters for tool in ask.tools] + list(ask.sampling.stop)
-    if ask.form is not None:
-        told += [ask.form.schema or {}, ask.form.regex or "", *ask.form.choice]
-    return "\n".join(one if isinstance(one, str) else json.dumps(one, ensure_ascii=False, default=str) for one in told)

@@ -67,14 +67,27 @@ class ModelSettings:
 
     path: str = ""
     """A model folder or GGUF file; for remote, the base URL of an OpenAI-compatible endpoint."""
-    backend: Literal["native", "llama.cpp", "remote"] = "native"
-    """Who computes."""
+    backend: Literal["auto", "native", "llama.cpp", "remote"] = "auto"
+    """Who computes. auto: native for a folder, llama.cpp for a GGUF file, remote for an address."""
     adapters: Mapping[str, str] = field(default_factory=dict)
     """Name -> adapter folder; each is a model of that name."""
     key_file: Path | None = None
     """For remote: a file, private to its owner, with the key for that endpoint."""
     remote_model: str = ""
     """For remote: the model's name there, where it is another."""
+    context_tokens: int = 0
+    """Longest question and answer together; 0: what the model can, for llama.cpp 4096."""
+    side_by_side: int = 0
+    """Answers worked on at once; 0: what the backend thinks right."""
+    options: Mapping[str, str | int | float | bool] = field(default_factory=dict)
+    """More settings of the backend by their names, such as precision, device, threads and cache_bytes of the native engine."""
+
+    @property
+    def chosen(self) -> Literal["native", "llama.cpp", "remote"]:
+        """The backend, with auto decided."""
+        if self.backend != "auto":
+            return self.backend
+        return "remote" if self.path.startswith(("http://", "https://")) else "llama.cpp" if self.path.endswith(".gguf") else "native"
 
 
 @dataclass(frozen=True)

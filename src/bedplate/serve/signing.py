@@ -26,6 +26,12 @@ def canonical(value: Mapping[str, Any]) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode("utf-8", "backslashreplace")
 
 
+def as_read(value: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON object as whoever reads its canonical form has it: names that are numbers are text, two halves of a surrogate pair are one character."""
+    read: dict[str, Any] = json.loads(canonical(value))
+    return read
+
+
 class PublicKey:
     """Recognises what the gateway signed."""
 
@@ -89,7 +95,7 @@ class Signer:
             made = Ed25519PrivateKey.generate()
             raw = made.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
             write_bytes(file, raw, private=True)
-        if file.stat().st_mode & (stat.S_IRWXO | stat.S_IWGRP) and os.name == "posix":
+        if file.stat().st_mode & (stat.S_IRWXO | stat.S_IRWXG) and os.name == "posix":
             raise IntegrityError(f"others can read or change {file}", f"chmod 600 {file}; if it was open for long, make a new one")
         try:
             key = serialization.load_pem_private_key(file.read_bytes(), None)

@@ -11,43 +11,16 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 import threading
 import time
-import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from re import _parser as parser  # type: ignore[attr-defined]
-from typing import Any
 
 from bedplate.core.errors import BedplateError, ConfigError, ResourceError, StateError, did_you_mean
 from bedplate.core.generation import Alternative, Ask, Deliver, Finish, Label, Load, Piece, TokenLogprob, ToolCall, Usage, WorkerCard
-
-WORDS = (
-    " the", " quiet", " river", " carries", " small", " boats", " past", " stone", " bridges", " while",
-    " children", " count", " lamps", " and", " birds", " return", " before", " winter", " rain",
-)  # fmt: skip
-"""Tokens from 256 on; those before are bytes."""
-LABELS = ("harmless", "suspicious", "malicious")
-WIDTH = 16
-"""Of its vectors."""
-
-_CUT = re.compile("(" + "|".join(map(re.escape, sorted(WORDS, key=len, reverse=True))) + ")")
-
-
-def encode(text: str) -> tuple[int, ...]:
-    """Token ids of a text."""
-    ids: list[int] = []
-    for stretch in _CUT.split(text):
-        ids += [256 + WORDS.index(stretch)] if stretch in WORDS else list(stretch.encode("utf-8", "replace"))
-    return tuple(ids)
-
-
-def decode(ids: Sequence[int]) -> str:
-    """The text of token ids."""
-    return b"".join(WORDS[i - 256].encode() if i >= 256 else bytes((i,)) for i in ids).decode("utf-8", "replace")
+from bedplate.testing.fake_words import LABELS, WIDTH, WORDS, Draw, decode, encode, example, formed
 
 
 @dataclass
@@ -104,6 +77,7 @@ class FakeGenerator:
         most_waiting: int = 4096,
         fails: Callable[[Ask], BedplateError | None] = lambda ask: None,
         fails_after: int = 3,
+        work: Callable[[int], None] = lambda running: None,
         digest: str = "0" * 64,
     ) -> None:
         """
@@ -118,6 +92,7 @@ class FakeGenerator:
             most_running: answers worked on at once; others wait.
             most_waiting: questions that may wait; more are refused.
             fails: question -> the error that its answer ends with, after `fails_after` tokens; None: it is answered.
+            work: done in every step, told how many answers are under way: what an engine would compute.
             digest: of its model.
         """
         self._cards: dict[str, WorkerCard] = {}
@@ -128,6 +103,7 @@ class FakeGenerator:
         self._step_s, self._first_s = step_s, first_s
         self._most_running, self._most_waiting = most_running, most_waiting
         self._fails, self._fails_after = fails, fails_after
+        self._work_of_step = work
         self._turn = threading.Condition()
         self._waiting: list[_Running] = []
         self._running: list[_Running] = []
@@ -235,14 +211,14 @@ class FakeGenerator:
     def _choice(self, ask: Ask, prompt: tuple[int, ...], number: int, room: int) -> _Choice:
         sampling = ask.sampling
         seed = sampling.seed + number if sampling.temperature > 0 else 0
-        draw = _Draw(ask.worker, repr(prompt), str(seed))
+        draw = Draw(ask.worker, repr(prompt), str(seed))
         tool = self._tool(ask)
         if tool:
-            arguments = json.dumps(_example(next(one.parameters for one in ask.tools if one.name == tool), draw))
+            arguments = json.dumps(example(next(one.parameters for one in ask.tools if one.name == tool), draw))
             call = ToolCall("call_" + draw.hex(24), tool, arguments)
             return _Choice(list(encode(arguments))[: sampling.max_tokens], "tool_calls", (call,))
         if ask.form is not None:
-            script = list(encode(_formed(ask, draw)))
+            script = list(encode(formed(ask, draw)))
         else:
             length = 8 + draw.below(24)
             if sampling.ignore_end:
@@ -283,7 +259,8 @@ class FakeGenerator:
                 active = list(self._running)
                 self._counters["steps"] += 1
             began = time.monotonic()
-            ended = [running for running in active if self._advance(running, began)]
+            self._work_of_step(len(active))
+            ended = [running for running in active if self._advance(running, time.monotonic())]
             with self._turn:
                 self._running = [running for running in self._running if running not in ended] if ended else self._running
                 if self._closed and not self._running:
@@ -377,7 +354,7 @@ class FakeGenerator:
     def _think(self, running: _Running) -> None:
         """A vector or a label."""
         ask = running.ask
-        draw = _Draw(ask.worker, repr(running.prompt), *(part.sense + hashlib.sha256(part.data).hexdigest() for turn in ask.turns for part in turn.parts))
+        draw = Draw(ask.worker, repr(running.prompt), *(part.sense + hashlib.sha256(part.data).hexdigest() for turn in ask.turns for part in turn.parts))
         usage = Usage(len(running.prompt), 0, 0)
         if ask.want == "vector":
             values = [draw.below(2001) / 1000 - 1 for _ in range(WIDTH)]
@@ -395,100 +372,9 @@ class FakeGenerator:
         token = tokens[at]
         if at == 0:
             return TokenLogprob(Alternative(decode(tokens[:1]), math.nan, token))
-        draw = _Draw("logprob", repr(tokens[:at]))
+        draw = Draw("logprob", repr(tokens[:at]))
         likeliest = 256 + draw.below(len(WORDS))
         others = [likeliest, *(256 + (likeliest - 256 + k) % len(WORDS) for k in range(1, len(WORDS)))]
         ranked = [Alternative(WORDS[other - 256], -0.5 - 0.25 * rank, other) for rank, other in enumerate(others)]
         said = next((one for one in ranked if one.id == token), Alternative(decode((token,)), -12.0, token))
         return TokenLogprob(said, tuple(ranked[: ask.sampling.logprobs or 0]))
-
-
-class _Draw:
-    """Numbers that are a function of what they are drawn for."""
-
-    def __init__(self, *about: str) -> None:
-        self._state = hashlib.sha256("\x00".join(about).encode("utf-8", "replace")).digest()
-
-    def below(self, most: int) -> int:
-        self._state = hashlib.sha256(self._state).digest()
-        return int.from_bytes(self._state[:8], "big") % most
-
-    def hex(self, length: int) -> str:
-        self._state = hashlib.sha256(self._state).digest()
-        return self._state.hex()[:length]
-
-
-def _formed(ask: Ask, draw: _Draw) -> str:
-    """A text of the form that is asked."""
-    form = ask.form
-    assert form is not None
-    if form.choice:
-        return form.choice[draw.below(len(form.choice))]
-    if form.regex is not None:
-        return _matching(form.regex, draw)
-    return json.dumps(_example(form.schema or {"type": "object", "properties": {"answer": {"type": "string"}}}, draw))
-
-
-def _matching(regex: str, draw: _Draw) -> str:
-    """A text that a plain regular expression matches."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            said = _walked(parser.parse(regex), draw)
-            if re.fullmatch(regex, said):
-                return said
-    except (re.error, RecursionError, OverflowError, ValueError, KeyError, Warning):
-        pass
-    raise ConfigError("the fake makes no text for this regular expression", "use letters, classes, groups, | and repetitions")
-
-
-def _walked(tree: Any, draw: _Draw) -> str:
-    out = ""
-    for kind, about in tree:
-        name = str(kind)
-        if name == "LITERAL":
-            out += chr(about)
-        elif name == "IN":
-            first, what = about[draw.below(len(about))]
-            out += chr(what[0] + draw.below(what[1] - what[0] + 1)) if str(first) == "RANGE" else chr(what) if str(first) == "LITERAL" else _CLASSES[str(what)]
-        elif name in ("MAX_REPEAT", "MIN_REPEAT"):
-            fewest, _, inner = about
-            out += "".join(_walked(inner, draw) for _ in range(min(max(1, fewest), 1000)))
-        elif name == "SUBPATTERN":
-            out += _walked(about[3], draw)
-        elif name == "BRANCH":
-            out += _walked(about[1][draw.below(len(about[1]))], draw)
-        elif name == "ANY":
-            out += "x"
-        elif name != "AT":
-            raise ValueError(name)
-    return out
-
-
-_CLASSES = {"CATEGORY_DIGIT": "7", "CATEGORY_WORD": "w", "CATEGORY_SPACE": " "}
-
-
-def _example(schema: Mapping[str, Any], draw: _Draw, depth: int = 0) -> Any:
-    """A value that follows a plain JSON schema."""
-    if depth > 20:
-        raise ConfigError("the schema is nested more than 20 deep", "flatten it")
-    if "const" in schema:
-        return schema["const"]
-    if options := schema.get("enum"):
-        return options[draw.below(len(options))]
-    if alternatives := schema.get("anyOf") or schema.get("oneOf"):
-        return _example(alternatives[0], draw, depth + 1)
-    kind = schema.get("type", "object" if "properties" in schema else "string")
-    if isinstance(kind, list):
-        kind = kind[0]
-    if kind == "object":
-        return {name: _example(inner, draw, depth + 1) for name, inner in schema.get("properties", {}).items()}
-    if kind == "array":
-        return [_example(schema.get("items", {"type": "string"}), draw, depth + 1) for _ in range(schema.get("minItems", 2))]
-    if kind == "integer":
-        return schema.get("minimum", 0) + draw.below(10)
-    if kind == "number":
-        return schema.get("minimum", 0) + draw.below(100) / 10
-    if kind == "boolean":
-        return bool(draw.below(2))
-    return None if kind == "null" else WORDS[draw.below(len(WORDS))].strip()

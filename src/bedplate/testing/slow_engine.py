@@ -18,7 +18,7 @@ from bedplate.adapt.loop import restore
 from bedplate.core.artifact import verify
 from bedplate.core.errors import ConfigError, ResourceError, StateError, did_you_mean
 from bedplate.core.generation import Finish, Load, Sampling, Ticket
-from bedplate.infer.native import Registered
+from bedplate.infer.adapters import Registered
 from bedplate.infer.request import Drawn, Listener, Request
 from bedplate.model.batch import to_torch
 from bedplate.model.foundation import attention_mask
@@ -46,7 +46,7 @@ class SlowEngine:
     """
 
     def __init__(self, base: Base, adapters: Mapping[str, Path] | None = None, folder: Path | None = None, most_waiting: int = 1000) -> None:
-        self.base = base
+        self.base, self.context = base, base.model.config.max_position_embeddings
         self._folder = folder
         self._bases: dict[str, Base] = {"": base}
         self.adapters: dict[str, Registered] = {}
@@ -60,13 +60,15 @@ class SlowEngine:
         self._thread = threading.Thread(target=self._serve, name="slow engine", daemon=True)
         self._thread.start()
 
-    def register(self, name: str, folder: Path) -> None:
+    def register(self, name: str, folder: Path) -> Registered:
         if name in self._bases:
             raise ConfigError(f"there is a worker {name!r} already", "unregister it first, or take another name")
         assert self._folder is not None
         base = Base.load(self._folder)
-        self.adapters[name] = Registered(restore(base, folder), verify(folder, "adapter").digest)
+        made = Registered(restore(base, folder), verify(folder, "adapter").digest, folder, True)
         self._bases[name] = base
+        self.adapters[name] = made
+        return made
 
     def unregister(self, name: str) -> None:
         if name not in self.adapters:

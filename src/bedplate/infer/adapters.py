@@ -1,0 +1,117 @@
+"""Adapters that an engine knows by name: read and checked when they are registered, packed when they are first asked for, the least used
+forgotten again where they take too much memory.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from bedplate.adapt import methods
+from bedplate.adapt.base import Base
+from bedplate.adapt.loop import TASK, task_of
+from bedplate.adapt.settings import AdaptSettings
+from bedplate.adapt.tasks import Task
+from bedplate.adapt.tasks.generate import Generate
+from bedplate.core.artifact import read_manifest, verify
+from bedplate.core.errors import ConfigError, did_you_mean
+from bedplate.core.files import sha256_file
+from bedplate.infer.step import Runner
+from bedplate.model.formats import peft
+from bedplate.model.projection import Adapter
+
+
+class Registered(NamedTuple):
+    """An adapter that the engine holds."""
+
+    task: Task
+    digest: str
+    """Of its manifest; of its weights, where PEFT made it and there is none."""
+    folder: Path
+    changes: bool
+    """Whether it changes the base; a probe does not."""
+
+
+class Adapters:
+    """Names and what stands behind them. The registered are read from any thread, the packed belong to the engine's."""
+
+    def __init__(self, base: Base, most_bytes: int) -> None:
+        self.base, self.most_bytes = base, most_bytes
+        self.registered: dict[str, Registered] = {}
+        self._hot: OrderedDict[str, int] = OrderedDict()
+        """Packed -> bytes, the longest unused first."""
+
+    def register(self, name: str, folder: Path) -> Registered:
+        """Read what an adapter is for, and check that it fits.
+
+        Args:
+            name: to ask for it by.
+            folder: what `bedplate adapt` or PEFT wrote.
+        Raises:
+            ConfigError: the name is taken, or it changed weights that a batch must share.
+            DataError: it was made for another base.
+            IntegrityError: a digest does not hold.
+        """
+        if not name or name in self.registered:
+            raise ConfigError(f"an adapter is called {name!r} already" if name else "an adapter needs a name", "give it a name of its own")
+        if (folder / TASK).exists():
+            verify(folder, "adapter")
+            task, method = task_of(self.base, folder)
+            if method.name == "full":
+                hint = f"`bedplate merge` makes a model of {folder}; serve that on its own"
+                raise ConfigError(f"{folder} changed all weights, so it cannot share a batch with the base", hint)
+            if task.head is not None:
+                methods.load_head(task.head, folder)
+                task.head.requires_grad_(False)
+            made = Registered(task, read_manifest(folder, "adapter").digest, folder, method.name != "probe")
+        else:
+            peft.read_config(folder)
+            made = Registered(Generate(self.base, AdaptSettings()), sha256_file(folder / "adapter_model.safetensors"), folder, True)
+        if made.changes:
+            self._read(made)  # an adapter that does not fit is told now, not when somebody asks for it
+        self.registered = {**self.registered, name: made}
+        return made
+
+    def find(self, name: str) -> Registered:
+        """What is registered under a name.
+
+        Raises:
+            ConfigError: nothing is.
+        """
+        if name not in self.registered:
+            raise ConfigError(f"there is no adapter {name!r}", did_you_mean(name, self.registered))
+        return self.registered[name]
+
+    def unregister(self, name: str) -> None:
+        """Forget a name. Requests under way end with it; what was packed is forgotten when the next adapter is packed."""
+        self.find(name)
+        self.registered = {other: one for other, one in self.registered.items() if other != name}
+
+    def ready(self, runner: Runner, one: Registered, needed: Collection[str]) -> None:
+        """Have an adapter packed, under its digest; the engine's thread only.
+
+        Args:
+            runner: that will compute.
+            one: registered, now or when the request came.
+            needed: digests that must stay packed.
+        """
+        if one.digest in self._hot:
+            self._hot.move_to_end(one.digest)
+            return
+        known = {other.digest for other in self.registered.values()}
+        for digest in [digest for digest in self._hot if digest not in needed]:
+            if digest in known and sum(self._hot.values()) < self.most_bytes:
+                continue
+            del self._hot[digest]
+            runner.drop(digest)
+        self._hot[one.digest] = runner.put(one.digest, self._read(one))
+
+    @property
+    def hot(self) -> Mapping[str, int]:
+        """Digests of packed adapters -> bytes."""
+        return self._hot
+
+    def _read(self, one: Registered) -> Mapping[str, Adapter]:
+        return peft.read(one.folder, self.base.model)

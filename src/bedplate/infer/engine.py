@@ -1,0 +1,433 @@
+"""The engine: many requests, one model, one step after the other.
+
+    engine = Engine(base, EngineSettings())
+    engine.register("triage", Path("adapters/triage"))
+    ticket = engine.submit(Request(positions, adapter="triage"), listener)
+
+A thread of its own plans a step (scheduler.py), computes it (a Runner), draws tokens (sampling.py) and tells the listeners. Every request may
+have another adapter, other settings, another length; none of that changes what the others are told.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+
+from bedplate.adapt.base import Base
+from bedplate.adapt.encode import collate
+from bedplate.core.errors import BedplateError, ConfigError, ResourceError, StateError
+from bedplate.core.generation import Finish, Load
+from bedplate.infer.adapters import Adapters, Registered
+from bedplate.infer.engine_settings import EngineSettings, open_runner
+from bedplate.infer.pages import Pages, pages_for
+from bedplate.infer.request import Drawn, Listener, Request
+from bedplate.infer.sampling import draw, logprobs, plain
+from bedplate.infer.scheduler import Portion, Scheduler
+from bedplate.infer.sequence import Running
+from bedplate.infer.speculate import accepted
+from bedplate.infer.step import PAGE, Segment, States, Step
+from bedplate.model.batch import to_torch
+
+_log = logging.getLogger(__name__)
+LOOK_BACK_S = 10.0
+"""Over which the rate of tokens is told."""
+
+
+class Handle:
+    """A request under way."""
+
+    def __init__(self, engine: Engine, running: Running) -> None:
+        self._engine, self._running = engine, running
+
+    def cancel(self) -> None:
+        """Stop it; its listener hears "cancelled". Harmless where it has ended."""
+        self._engine._cancel(self._running)
+
+
+class Engine:
+    """Safe to call from any thread."""
+
+    def __init__(self, base: Base, settings: EngineSettings | None = None) -> None:
+        """Pack the weights and start the thread.
+
+        Args:
+            base: the model with its tokenizer; it must carry no adapter.
+            settings: how much memory, how many threads.
+        Raises:
+            ResourceError: there is not enough memory.
+        """
+        self.base, self.settings = base, settings or EngineSettings()
+        self.shape = self.settings.derive(base.model)
+        self.runner = open_runner(base.model, self.settings, self.shape)
+        self.context = self.shape.context
+        self._adapters = Adapters(base, self.settings.adapter_bytes)
+        pages = Pages(self.shape.pages)
+        self._scheduler = Scheduler(
+            pages, positions=self.shape.positions, most_running=self.settings.most_running, share_beginnings=self.settings.share_beginnings
+        )
+        self._table = base.model.model.embed_tokens.weight.detach().float().cpu().numpy()
+        self._special = set(base.model.config.special_ids.values())
+        self._forbidden: dict[frozenset[int], Int[np.ndarray, "f"]] = {}
+        self._numbers = 0
+        self._counters: Counter[str] = Counter()
+        self._rate: deque[tuple[float, int]] = deque()
+        self._arrived: deque[Running] = deque()
+        self._wake = threading.Condition()
+        self._model_lock = threading.Lock()
+        """Held while the base's own modules compute or are read: a step in torch, the embedding of a picture, a registration."""
+        self._over = False
+        self._thread = threading.Thread(target=self._work, name="bedplate engine", daemon=True)
+        self._thread.start()
+
+    # Asked from any thread.
+
+    def submit(self, request: Request, listener: Listener) -> Handle:
+        """Begin a request; its listener hears from the engine's thread.
+
+        Raises:
+            ConfigError: it cannot fit, or names an unknown adapter.
+            ResourceError: too many wait.
+            StateError: the engine is closed.
+        """
+        if self._over:
+            raise StateError("the engine is closed", "open another")
+        adapter = self._adapters.find(request.adapter) if request.adapter else None
+        asked = len(request.positions)
+        wanted = 0 if request.layers is not None else request.sampling.max_tokens
+        if asked == 0:
+            raise ConfigError("nothing was asked", "a request has at least one position")
+        most = min(self.context, self.shape.pages * PAGE)
+        if asked + wanted > most:
+            hint = f"ask for at most {max(0, most - asked)} tokens"
+            raise ConfigError(f"{asked} positions are asked and {wanted} tokens wanted, which is more than {most}", hint)
+        embedded = self._embed(request) if request.positions.units else None
+        drafting = self.settings.drafts > 0 and request.layers is None
+        running = Running(request, listener, adapter, embedded, drafting)
+        with self._wake:
+            waiting = self._scheduler.waiting + len(self._arrived)
+            if waiting >= self.settings.most_waiting:
+                rate = self._tokens_per_s()
+                hint = f"try again in about {max(1, round(waiting * 100 / rate))} s" if rate else "try again in a few seconds"
+                raise ResourceError(f"{waiting} requests wait already", hint)
+            self._numbers += 1
+            running.number = self._numbers
+            self._arrived.append(running)
+            self._wake.notify()
+        return Handle(self, running)
+
+    def register(self, name: str, folder: Path) -> Registered:
+        """Make an adapter known; see `Adapters.register`."""
+        with self._model_lock:
+            return self._adapters.register(name, folder)
+
+    def unregister(self, name: str) -> None:
+        """Forget an adapter; requests under way end with it."""
+        self._adapters.unregister(name)
+
+    @property
+    def adapters(self) -> Mapping[str, Registered]:
+        """What is registered, by name."""
+        return self._adapters.registered
+
+    def load(self) -> Load:
+        """How busy it is."""
+        scheduler = self._scheduler
+        counters = {**self._counters, "preemptions": scheduler.preemptions, "adapters_in_memory": len(self._adapters.hot)}
+        used = scheduler.pages.held / scheduler.pages.count
+        return Load(len(scheduler.running), scheduler.waiting + len(self._arrived), used, self._tokens_per_s(), counters)
+
+    def close(self) -> None:
+        """Cancel what is under way and end the thread."""
+        with self._wake:
+            self._over = True
+            self._wake.notify()
+        if self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def _cancel(self, running: Running) -> None:
+        with self._wake:
+            running.cancelled = running.cancelled or "cancelled"
+            self._wake.notify()
+
+    def _tokens_per_s(self) -> float:
+        now = time.monotonic()
+        recent = [(at, count) for at, count in list(self._rate) if now - at < LOOK_BACK_S]
+        return sum(count for _, count in recent) / max(now - recent[0][0], 1e-3) if recent else 0.0
+
+    @torch.inference_mode()
+    def _embed(self, request: Request) -> Float[np.ndarray, "t d"]:
+        batch = to_torch(collate([request.positions], self.base.pad_id), self.base.model.head.device)
+        with self._model_lock:
+            embedded: np.ndarray = self.base.model.embed(batch)[0].float().cpu().numpy()
+        return embedded
+
+    # The engine's own thread.
+
+    def _work(self) -> None:
+        try:
+            while self._gather():
+                for portions in _alike(self._scheduler.plan()):
+                    try:
+                        self._step(portions)
+                    except Exception as error:  # one step's failure ends its requests, not the engine
+                        _log.exception("a step failed")
+                        for portion in portions:
+                            self._fail(portion.running, error)
+        finally:
+            self._over = True
+            for running in [*self._scheduler.all(), *self._arrived]:
+                self._tell(running, (), "cancelled")
+            self.runner.close()
+
+    def _gather(self) -> bool:
+        """Take what has arrived, let go of what nobody waits for; sleeps where there is nothing to do. False: the engine is closed."""
+        scheduler = self._scheduler
+        with self._wake:
+            while not self._over and not self._arrived and not scheduler.running and not scheduler.waiting:
+                self._wake.wait()
+            if self._over:
+                return False
+            arrived = list(self._arrived)
+            self._arrived.clear()
+        for running in arrived:
+            scheduler.add(running)
+            if running.most == running.asked and not running.keeps_states:
+                self._end(running, (), "length")
+        now = time.monotonic()
+        for running in list(scheduler.all()):
+            if running.request.deadline is not None and now >= running.request.deadline:
+                running.cancelled = running.cancelled or "deadline"
+            if running.cancelled:
+                self._end(running, (), running.cancelled)
+        return True
+
+    def _step(self, portions: list[Portion]) -> None:
+        portions = sorted(portions, key=lambda p: (p.running.changes, p.running.number))
+        needed = {p.running.changes for p in portions} - {""}
+        with self._model_lock if needed else contextlib.nullcontext():
+            for running in {p.running.changes: p.running for p in portions if p.running.changes}.values():
+                assert running.adapter is not None
+                self._adapters.ready(self.runner, running.adapter, needed)
+        for portion in portions:
+            if not portion.running.begun:
+                portion.running.begun = True
+                self._counters["prompt_tokens"] += portion.running.asked
+                self._counters["cached_tokens"] += portion.start
+                portion.running.listener.began(portion.start)
+        states = self._compute(portions)
+        self._counters["steps"] += 1
+        self._counters["positions"] += len(states.last)
+        at = 0
+        drawing: list[tuple[Running, int]] = []  # a request, and the row of the state that says what follows
+        for portion in portions:
+            running, count = portion.running, portion.end - portion.start
+            known = min(portion.end, running.length)
+            if running.keeps_states:
+                source = states.last if not running.request.layers else states.mean
+                assert source is not None
+                running.collected.append(source[at : at + count].copy())
+            running.computed = known
+            running.name_pages(self._scheduler.pages.name)
+            if known == running.length:
+                drawing.append((running, at + running.length - 1 - portion.start))
+            at += count
+        self._answer(drawing, states.last)
+
+    def _compute(self, portions: Sequence[Portion]) -> States:
+        """The states of the portions' positions, one portion after the other."""
+        n = sum(p.end - p.start for p in portions)
+        x = np.empty((n, self._table.shape[1]), np.float32)
+        sequence, position, until, slot = (np.empty(n, np.int32) for _ in range(4))
+        width = max(pages_for(p.end) for p in portions)
+        table = np.zeros((len(portions), width), np.int32)
+        segments: list[Segment] = []
+        layers: int | None = None
+        at = 0
+        for number, (running, start, end) in enumerate(portions):
+            here = slice(at, at + end - start)
+            known = running.length
+            ids = running.ids[start : min(end, known)]
+            if len(running.drafted) and end > known:
+                ids = np.concatenate([ids, running.drafted[: end - known]])
+            x[here] = self._table[ids]
+            if running.embedded is not None and start < running.asked:
+                part = running.embedded[start : min(end, running.asked)]
+                x[at : at + len(part)] = part
+            sequence[here] = number
+            places = np.arange(start, end, dtype=np.int32)
+            position[here], until[here] = places, running.sees(start, end)
+            pages = table[number, : len(running.pages)] = np.array(running.pages[:width], np.int32)
+            slot[here] = pages[places // PAGE] * PAGE + places % PAGE
+            if running.changes:
+                if segments and segments[-1].adapter == running.changes:
+                    segments[-1] = segments[-1]._replace(end=here.stop)
+                else:
+                    segments.append(Segment(here.start, here.stop, running.changes))
+            if running.request.layers:
+                layers = running.request.layers
+            at = here.stop
+        with self._model_lock:
+            return self.runner.run(Step(x, sequence, position, until, slot, table, segments, layers))
+
+    def _answer(self, drawing: Sequence[tuple[Running, int]], states: Float[np.ndarray, "n d"]) -> None:
+        """Draw what follows, and tell."""
+        rows: list[int] = []
+        asking: list[tuple[Running, int, int]] = []  # a request, its first row of logits, and how many
+        for running, row in drawing:
+            if running.request.layers is not None:
+                self._finish_states(running)
+                continue
+            if running.request.prompt_logprobs is not None and not running.said:
+                self._read(running)
+                if running.most == running.asked:
+                    self._end(running, (), "length")
+                    continue
+            asking.append((running, len(rows), 1 + len(running.drafted)))
+            rows += range(row, row + 1 + len(running.drafted))
+        if not rows:
+            return
+        logits = self.runner.logits(states[rows])
+        for running, first, count in asking:
+            logits[first : first + count, self._never(running)] = -np.inf
+        likeliest = self.runner.likeliest(logits)
+        said = 0
+        for running, first, count in asking:
+            drawn, finish = self._drawn(running, logits[first : first + count], likeliest[first : first + count])
+            said += len(drawn)
+            self._take(running, drawn, finish)
+        self._counters["completion_tokens"] += said
+        self._rate.append((time.monotonic(), said))
+        while self._rate and self._rate[0][0] < time.monotonic() - LOOK_BACK_S:
+            self._rate.popleft()
+
+    def _drawn(self, running: Running, logits: Float[np.ndarray, "k v"], likeliest: Int[np.ndarray, "k"]) -> tuple[list[Drawn], Finish | None]:
+        """Tokens that a step adds: one, and as many more as were guessed right; why the answer ends, where it does."""
+        request = running.request
+        sampling, constraint, draft = request.sampling, request.constraint, running.drafted
+        simple = plain(sampling, constraint)
+        drawn: list[Drawn] = []
+        finish: Finish | None = None
+        while finish is None:
+            number = len(drawn)
+            if simple:
+                one = Drawn(int(likeliest[number]), float("nan"))
+            else:
+                said = np.concatenate([running.ids[running.asked : running.length], np.array([d.token for d in drawn], np.int64)])
+                one = draw(logits[number], sampling, running.length + number, running.ids[: running.asked], said, constraint)
+            if one.token in request.ends and not sampling.ignore_end:
+                finish = "stop"
+                break
+            drawn.append(one)
+            if constraint is not None:
+                constraint.advance(one.token)
+                if constraint.ended:
+                    finish = "stop"
+            if running.said + len(drawn) >= sampling.max_tokens:
+                finish = finish or "length"
+            if number >= len(draft) or draft[number] != one.token:
+                break
+        if len(draft):
+            right = accepted(draft, [d.token for d in drawn])
+            self._counters["drafted"] += len(draft)
+            self._counters["accepted"] += right
+            running.guess_most = min(2 * running.guess_most, self.settings.drafts) if right == len(draft) else max(1, right)
+        return drawn, finish
+
+    def _take(self, running: Running, drawn: list[Drawn], finish: Finish | None) -> None:
+        """Write down what was said and tell it; guess what comes next."""
+        read = len(running.drafted)
+        running.drafted = np.zeros(0, np.int64)
+        for one in drawn:
+            running.append(one.token)
+        # States of guesses that came true are computed: all but the last token's, which was drawn and not yet read.
+        running.computed = min(running.length - 1, running.computed + read)
+        running.name_pages(self._scheduler.pages.name)
+        if finish is not None:
+            self._end(running, drawn, finish)
+            return
+        if self._tell(running, drawn, None):
+            self._scheduler.remove(running)
+            return
+        if running.lookup is not None and (room := self._guesses()) > 0:
+            most = min(running.guess_most, room, running.most - running.length - 1)
+            running.drafted = running.lookup.draft(most) if most > 0 else running.drafted
+            if running.request.constraint is not None and len(running.drafted):
+                running.drafted = running.drafted[: running.request.constraint.kept(running.drafted)]
+
+    def _guesses(self) -> int:
+        """Tokens that a request may guess ahead: rows beyond a few cost as much as they bring."""
+        return min(self.settings.drafts, self.shape.cheap_rows // max(1, len(self._scheduler.running)) - 1)
+
+    def _never(self, running: Running) -> Int[np.ndarray, "f"]:
+        """Tokens that are no text: marks of other senses, and ends where the answer must go on."""
+        ends = frozenset() if running.request.sampling.ignore_end else running.request.ends
+        known = self._forbidden.get(ends)
+        if known is None:
+            every = (self._special | running.request.ends) - ends
+            known = self._forbidden[ends] = np.array(sorted(every), np.int64)
+        return known
+
+    def _read(self, running: Running) -> None:
+        """Tell the log-probabilities of the prompt's tokens."""
+        states = np.concatenate(running.collected)
+        running.collected = []
+        tokens, most = running.request.positions.tokens, running.request.prompt_logprobs or 0
+        told = [Drawn(int(tokens[0]), float("nan"))]
+        for start in range(0, running.asked - 1, self.shape.rows):
+            end = min(start + self.shape.rows, running.asked - 1)
+            logits = self.runner.logits(states[start:end])
+            for row in range(start, end):
+                text = running.request.positions.sense[row + 1] == 0
+                one = logprobs(logits[row - start], int(tokens[row + 1]), most)
+                told.append(one if text else Drawn(int(tokens[row + 1]), float("nan")))
+        running.listener.read(told)
+
+    def _finish_states(self, running: Running) -> None:
+        states = np.concatenate(running.collected)
+        self._scheduler.remove(running)
+        with _survives():
+            running.listener.state(states)
+
+    def _end(self, running: Running, drawn: Sequence[Drawn], finish: Finish) -> None:
+        self._scheduler.remove(running)
+        self._tell(running, drawn, finish)
+
+    def _tell(self, running: Running, drawn: Sequence[Drawn], finish: Finish | None) -> bool:
+        """Tell a listener; True: it has heard enough. One that fails has."""
+        enough = True
+        with _survives():
+            enough = running.listener.heard(drawn, finish)
+        return enough
+
+    def _fail(self, running: Running, error: Exception) -> None:
+        with contextlib.suppress(ValueError):
+            self._scheduler.remove(running)
+        told = error if isinstance(error, BedplateError) else BedplateError(f"a step failed: {error}", "the engine's log has the trace")
+        with _survives():
+            running.listener.failed(told)
+
+
+def _alike(portions: Sequence[Portion]) -> list[list[Portion]]:
+    """Portions that one step can compute: all but those that want the mean of another number of layers."""
+    depths = sorted({portion.running.request.layers or 0 for portion in portions} - {0}) or [0]
+    first = [portion for portion in portions if (portion.running.request.layers or 0) in (0, depths[0])]
+    rest = [[portion for portion in portions if portion.running.request.layers == depth] for depth in depths[1:]]
+    return [part for part in (first, *rest) if part]
+
+
+@contextlib.contextmanager
+def _survives() -> Iterator[None]:
+    """A listener's own failure is not the engine's."""
+    try:
+        yield
+    except Exception:
+        _log.exception("a listener failed")

@@ -1,0 +1,155 @@
+"""Which positions the next step computes.
+
+There is no phase of reading and none of answering: a request has positions that are known and positions that are computed, and catches up under
+a budget of positions a step. Those that answer go first, one position each, so that a long prompt delays nobody by more than a portion of it.
+Whose turn it is to begin is decided between tenants: the one that got the fewest positions so far. Where pages run out, the request that came
+last gives its own back and starts over later; the one that came first never does, so every request ends.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from bedplate.infer.pages import Pages, pages_for
+from bedplate.infer.sequence import Running
+from bedplate.infer.step import PAGE
+
+
+class Portion(NamedTuple):
+    """Positions start..end-1 of a request."""
+
+    running: Running
+    start: int
+    end: int
+
+
+class Scheduler:
+    """Requests that wait and requests that run. Thinks only; nothing is computed here."""
+
+    def __init__(self, pages: Pages, *, positions: int, most_running: int, share_beginnings: bool = True) -> None:
+        """Nothing waits.
+
+        Args:
+            pages: of the cache.
+            positions: budget of one step.
+            most_running: requests at once.
+            share_beginnings: find pages of earlier requests.
+        """
+        self.pages, self.positions, self.most_running, self.share_beginnings = pages, positions, most_running, share_beginnings
+        self.running: list[Running] = []
+        """In order of arrival."""
+        self._waiting: dict[str, deque[Running]] = {}
+        self._served: dict[str, float] = {}
+        """Positions that each tenant got; who comes new starts with the least of those present."""
+        self.preemptions = 0
+
+    @property
+    def waiting(self) -> int:
+        """Requests that have not begun, or were put back."""
+        return sum(map(len, self._waiting.values()))
+
+    def all(self) -> Iterator[Running]:
+        """Every request that has not ended."""
+        yield from self.running
+        for queue in self._waiting.values():
+            yield from queue
+
+    def add(self, running: Running) -> None:
+        """A new request."""
+        tenant = running.request.tenant
+        present = {one.request.tenant for one in self.all()}
+        if tenant not in present:
+            least = min((self._served[other] for other in present), default=0.0)
+            self._served[tenant] = max(self._served.get(tenant, 0.0), least) if present else 0.0
+        self._waiting.setdefault(tenant, deque()).append(running)
+
+    def remove(self, running: Running) -> None:
+        """A request has ended: its pages are free for others."""
+        if running in self.running:
+            self.running.remove(running)
+        elif queue := self._waiting.get(running.request.tenant):
+            queue.remove(running)
+        self.pages.give_back(running.pages)
+        running.pages = []
+        present = {one.request.tenant for one in self.all()}
+        self._waiting = {tenant: queue for tenant, queue in self._waiting.items() if queue}
+        self._served = {tenant: served for tenant, served in self._served.items() if tenant in present}
+
+    def plan(self) -> list[Portion]:
+        """The next step's portions; empty where nothing is to be done. Pages for them are held when it returns."""
+        budget = self.positions
+        portions: list[Portion] = []
+        answering = [one for one in self.running if one.length - one.computed == 1 and one.said]
+        reading = [one for one in self.running if one not in answering]
+        for one in [*answering, *reading]:
+            budget -= self._give(one, budget, portions)
+        while budget > 0 and len(self.running) < self.most_running and (first := self._next()) is not None:
+            if not self._begin(first):
+                break
+            budget -= self._give(first, budget, portions)
+        for portion in portions:
+            self._served[portion.running.request.tenant] += portion.end - portion.start
+        return portions
+
+    def _give(self, one: Running, budget: int, portions: list[Portion]) -> int:
+        """Give a request its portion within the budget; the positions that it takes."""
+        if one not in self.running:  # it was put back for the sake of an earlier one
+            return 0
+        start, behind = one.computed, one.length - one.computed + len(one.drafted)
+        end = start + min(behind, budget)
+        if end < one.length:
+            end = one.may_stop_at(end)
+            if end <= start and not portions and budget == self.positions:
+                end = one.block_end(start)  # a picture longer than the budget goes alone
+        if end <= start or not self._room(one, end, portions):
+            return 0
+        one.drafted = one.drafted[: max(0, end - one.length)]
+        portions.append(Portion(one, start, end))
+        return end - start
+
+    def _room(self, one: Running, end: int, portions: list[Portion]) -> bool:
+        """Hold the pages for its positions up to `end`, putting later requests back where there are too few. False: it waits itself."""
+        wanted = pages_for(end) - len(one.pages)
+        while wanted > 0:
+            if (taken := self.pages.take(wanted)) is not None:
+                one.pages += taken
+                return True
+            last = self.running[-1]
+            planned = any(portion.running is last for portion in portions)
+            if planned:
+                portions[:] = [portion for portion in portions if portion.running is not last]
+            self._put_back(last)
+            if last is one:
+                return False
+        return True
+
+    def _put_back(self, one: Running) -> None:
+        self.preemptions += 1
+        self.running.remove(one)
+        self.pages.give_back(one.pages)
+        one.start_over()
+        self._waiting.setdefault(one.request.tenant, deque()).appendleft(one)
+
+    def _next(self) -> Running | None:
+        """Who may begin: the first of the tenant that got the fewest positions."""
+        tenants = [tenant for tenant, queue in self._waiting.items() if queue]
+        if not tenants:
+            return None
+        tenant = min(tenants, key=lambda name: (self._served[name], self._waiting[name][0].number))
+        return self._waiting[tenant][0]
+
+    def _begin(self, one: Running) -> bool:
+        """Start a request on what is kept of earlier ones; False: there is no room for a useful portion of it yet."""
+        shared = [] if one.keeps_states or not self.share_beginnings else self.pages.share(one.known_keys())
+        if self.pages.available < min(pages_for(one.length) - len(shared), pages_for(self.positions)) and self.running:
+            self.pages.give_back(shared)
+            return False
+        self._waiting[one.request.tenant].popleft()
+        one.pages = shared
+        one.computed = len(shared) * PAGE
+        place = next((i for i, other in enumerate(self.running) if other.number > one.number), len(self.running))
+        self.running.insert(place, one)
+        return True
+
