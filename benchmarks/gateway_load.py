@@ -14,6 +14,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import resource
 import subprocess
@@ -219,7 +220,7 @@ async def misbehave(target: Target, number: int, until: asyncio.Event) -> None:
             for at in range(0, len(whole), 1 if len(whole) < 10 else 40):
                 writer.write(whole[at : at + 1])
                 await asyncio.sleep(0.25)
-                if until.is_set():
+                if until.is_set() or writer.is_closing():
                     break
         else:  # says nothing at all
             await until.wait()
@@ -404,6 +405,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=1000)
     parser.add_argument("--folder", type=Path)
     arguments = parser.parse_args()
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # of clients that write into a connection that was cut
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, 16_384), most))
     if arguments.parts == ["serve"]:

@@ -11,7 +11,7 @@ import time
 
 CASES: tuple[str, ...] = (
     "corpus_build", "pretrain_speed", "lora_speed", "time_to_quality", "label_efficiency", "generation", "agreement", "open_weights_scores",
-    "serve_trust", "gpu_small",
+    "serve_trust", "gateway_load", "gpu_small",
 )  # fmt: skip
 
 

@@ -147,6 +147,7 @@ def test_told_again_it_reads_its_settings_while_a_stream_goes_on(tmp_path):
     try:
         lines = []
         reader = streaming(process, lines, 600)
+        eventually(lambda: httpx.get(f"{process.url}/admin/exchanges", headers=process.headers).json()["exchanges"])
         models = f"{process.url}/v1/models"
         assert [one["id"] for one in httpx.get(models, headers=process.headers).json()["data"]] == ["fake"]
         (tmp_path / "guards.toml").write_text('[[rules]]\nname = "code word"\nliterals = ["nightjar"]\n')

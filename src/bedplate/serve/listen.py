@@ -77,6 +77,7 @@ class Server(uvicorn.Server):
             ws="none",
             lifespan="on",
             log_config=None,
+            log_level="error",  # a line for every malformed request would let anybody fill the disk
             access_log=False,
             server_header=False,
             proxy_headers=False,
