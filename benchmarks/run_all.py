@@ -1,6 +1,6 @@
 """Runs every benchmark in turn; each appends its record, and a failure of one does not stop the others. `make bench` calls it.
 
-    python -m benchmarks.run_all [CASE ...]
+python -m benchmarks.run_all [CASE ...]
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import sys
 import time
 
 CASES: tuple[str, ...] = (
-    "corpus_build", "pretrain_speed", "lora_speed", "time_to_quality", "label_efficiency", "generation", "agreement", "open_weights_scores",
-    "serve_trust", "gateway_load", "gpu_small",
+    "corpus_build", "pretrain_speed", "lora_speed", "time_to_quality", "label_efficiency", "adaptation_pays", "generation", "agreement",
+    "open_weights_scores", "attack_techniques", "serve_trust", "gateway_load", "gpu_small",
 )  # fmt: skip
 
 

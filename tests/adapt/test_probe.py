@@ -5,7 +5,7 @@ import pytest
 
 from bedplate.adapt.encode import collate
 from bedplate.adapt.features import features, look_at
-from bedplate.adapt.label_efficiency import balanced_draw, label_efficiency
+from bedplate.adapt.label_efficiency import Recipe, balanced_draw, best_rate, label_efficiency
 from bedplate.adapt.probe import PENALTIES, fit_probe
 from bedplate.data.corpus import StoredSegment
 from bedplate.testing.corpora import tiny_specs
@@ -70,6 +70,19 @@ def test_every_method_learns_and_the_base_stays_as_it_is():
     assert [(r.method, r.labels) for r in results] == [("probe", 10), ("finetune", 10), ("scratch", 10)]
     assert all(r.mean > 0.8 for r in results)
     assert all((before[name] == p).all() for name, p in model.named_parameters())
+
+
+def test_the_rate_is_the_one_that_is_right_on_things_not_learned_from():
+    model = tiny_model(senses=tiny_specs(), random=True)
+    train, labels = drawings(40, 0)
+    judged, judged_labels = drawings(40, 1)
+    recipe = Recipe({"finetune": (3e-3, 1e-12)}, batch=8, steps={40: 30})
+    assert best_rate(model, "finetune", train, labels, judged, judged_labels, 2, 0, recipe) == 3e-3
+
+
+def test_steps_are_those_of_the_next_larger_number_of_labels():
+    recipe = Recipe(steps={1000: 9, 50: 3})
+    assert [recipe.steps_for(n) for n in (10, 50, 51, 1000, 5000)] == [3, 3, 9, 9, 9]
 
 
 def test_features_do_not_depend_on_their_neighbours():

@@ -23,7 +23,7 @@ def file(tmp_path_factory):
     rng = np.random.default_rng(5)
     path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
     rows = [
-        row | {"prompt": row["text"], "completion": row["label"], "theme": str(rng.integers(2)), "source": str(number // 6), "positive": row["text"][::-1]}
+        row | {"prompt": row["text"], "completion": row["label"], "theme": str(rng.integers(2)), "source": str(number // 6), "counts": 1 + number % 3, "positive": row["text"][::-1]}
         for number, row in enumerate(labelled(60))
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -62,7 +62,8 @@ def usual(base_folder, file, tmp_path_factory):
 @pytest.mark.parametrize(("task", "key", "value"), [
     ("classify", "data.held_out", 0.4), ("classify", "data.columns", {"label": "theme"}), ("classify", "data.group", "source"),
     ("classify", "data.most_positions", 8), ("generate", "data.template", "raw"), ("classify", "method.name", "probe"),
-    ("classify", "classify.weights", "balanced"), ("classify", "classify.accuracy", 0.99), ("classify", "train.epochs", 2),
+    ("classify", "classify.weights", "balanced"), ("classify", "classify.words", True),
+    ("classify", "classify.weight_column", "counts"), ("classify", "classify.accuracy", 0.99), ("classify", "train.epochs", 2),
     ("classify", "train.examples_per_step", 5), ("classify", "train.lr", 2e-3), ("classify", "train.weight_decay", 0.5),
     ("classify", "train.warmup_share", 0.6), ("classify", "train.clip", 1e-3), ("classify", "train.seed", 1),
     ("classify", "train.precision", "bfloat16"),

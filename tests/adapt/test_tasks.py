@@ -49,6 +49,34 @@ def sentence(rng, words=6):
     return " ".join(rng.choice(WORDS, words))
 
 
+# generate
+
+
+def test_loss_and_gradients_are_those_of_plain_autograd_over_all_positions(base_folder, jsonl, tmp_path):
+    rng = np.random.default_rng(0)
+    file = jsonl([{"prompt": sentence(rng, n), "completion": sentence(rng, 3)} for n in (9, 4, 6)])
+    asked = replace(settings(base_folder, file, tmp_path, "generate"), method=MethodSettings("lora", rank=4))
+    base = Base.load(base_folder)
+    prepared = prepare(asked, base)
+    with run_of(asked) as run:
+        training = assemble(asked, prepared, run, torch.float32)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, p in base.model.named_parameters():
+            if "adapter" in name or "o_proj" in name or "down_proj" in name:  # else the layers write nothing
+                p.add_(0.1 * torch.randn(p.shape, generator=generator))
+    loss = prepared.task.loss_sum(prepared.items)
+    fast = torch.autograd.grad(loss, list(training.trained.values()))
+    batch = prepared.task.batch([one for item in prepared.items for one in item.sequences])
+    logits = base.model.logits(base.model.model(base.model.embed(batch)))
+    targets = torch.where(batch.token_loss, batch.tokens, -100)[:, 1:]
+    slow_loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum")
+    slow = torch.autograd.grad(slow_loss, list(training.trained.values()))
+    torch.testing.assert_close(loss, slow_loss, rtol=1e-5, atol=1e-5)
+    for one, other in zip(fast, slow, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
 # regress
 
 

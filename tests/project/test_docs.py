@@ -92,8 +92,9 @@ def test_local_links_lead_somewhere():
 
 def test_tables_from_records_are_fresh():
     sys.path.insert(0, str(ROOT))
-    from benchmarks import tables
+    from benchmarks import adaptation_page, tables
 
+    assert (ROOT / "docs" / "adaptation.md").read_text() == adaptation_page.page(), "run `make docs`"
     assert (ROOT / "docs" / "benchmarks.md").read_text() == tables.all_tables(), "run `make docs`"
     readme = (ROOT / "README.md").read_text()
     assert readme == tables.with_table(readme), "run `make docs`"

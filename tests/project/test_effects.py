@@ -76,7 +76,7 @@ SHOWN = {
     "adapt": {
         "adapt/test_settings.py::test_every_setting_of_learning_changes_the_adapter": (
             "base task data.file data.held_out_file data.held_out data.columns data.group data.most_positions data.template method.name"
-            " classify.weights classify.accuracy train.epochs train.examples_per_step train.lr train.weight_decay train.warmup_share train.clip"
+            " classify.weights classify.words classify.weight_column classify.accuracy train.epochs train.examples_per_step train.lr train.weight_decay train.warmup_share train.clip"
             " train.seed train.precision embed.temperature"
         ),
         "adapt/test_tasks.py::test_every_choice_of_a_task_changes_its_loss": (

@@ -20,11 +20,11 @@ RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 NAMES = sorted(path.parent.name for path in RECIPES.glob("*/recipe.toml"))
 
 
-def prepare(name, source, folder, *most):
+def prepare(name, *arguments):
     spec = importlib.util.spec_from_file_location("prepare", RECIPES / name / "prepare.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.prepare(source, folder, *most)
+    return module.prepare(*arguments)
 
 
 @pytest.fixture(scope="module")
@@ -72,11 +72,14 @@ def test_blood_cells(base, shared_data, tmp_path):
 
 @pytest.mark.shared
 def test_attack_techniques(base, shared_data, tmp_path):
-    rows = json.loads((shared_data / "cti" / "tram.json").read_text())[::80]
-    (tmp_path / "tram.json").write_text(json.dumps(rows))
-    asked, manifest = learn("attack-techniques", base, tmp_path, tmp_path / "tram.json")
-    assert manifest.about["examples"] > 30
-    assert set(Worker.load(base, asked.to).predict(["The loader decrypts its payload."])[0].probabilities) == {row["label"] for row in rows}
+    cti = shared_data / "cti"
+    folder = prepare("attack-techniques", cti / "tram.json", cti / "enterprise-attack.zip", tmp_path / "data", 60)
+    learned, judged = ([json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()] for name in ("learn", "judged"))
+    assert not {row["report"] for row in learned} & {row["report"] for row in judged}
+    assert {row["counts"] for row in learned} == {0.3, 1.0} and not any("(Citation" in row["text"] or "](" in row["text"] for row in learned)
+    asked, manifest = learn("attack-techniques", base, tmp_path, folder / "learn.jsonl", held_out_file=folder / "judged.jsonl")
+    assert manifest.about["examples"] == len(learned) and manifest.about["held_out"] == len(judged)
+    assert set(Worker.load(base, asked.to).predict(["The loader decrypts its payload."])[0].probabilities) == {row["label"] for row in learned}
 
 
 @pytest.mark.shared
@@ -98,5 +101,9 @@ def test_code_completion(base, shared_data, tmp_path):
 @pytest.mark.shared
 def test_spoken_digits(base, shared_data, tmp_path):
     file = prepare("spoken-digits", shared_data / "audio" / "fsdd.zip", tmp_path / "data", 60)
-    _, manifest = learn("spoken-digits", base, tmp_path, file, held_out=0.3)
+    judged = file.with_name("judged.jsonl")
+    _, manifest = learn("spoken-digits", base, tmp_path, file, held_out_file=judged)
     assert manifest.about["examples"] > 30 and manifest.about["held_out"] > 0
+    speakers = [{json.loads(line)["speaker"] for line in path.read_text().splitlines()} for path in (file, judged)]
+    assert len(speakers[1]) == 1 and not speakers[0] & speakers[1]
+    assert {path.stem.split("_")[1] for path in (file.parent / "learned").iterdir()} == speakers[0]

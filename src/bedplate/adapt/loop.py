@@ -1,6 +1,6 @@
 """An adaptation from examples to an adapter folder: read -> encode -> start from the frozen base -> steps -> calibrate -> seal.
 
-    TO/                  the adapter: weights of the method, head.safetensors, task.json, manifest.json
+    TO/                  the adapter: weights of the method, head.safetensors, words.safetensors, task.json, manifest.json
     TO.run/run.toml, events.jsonl, asked.json, checkpoints/      what happened, and what a stopped run goes on from
 """
 
@@ -203,6 +203,7 @@ def write(settings: AdaptSettings, base: Base, task: Task, facts: Mapping[str, A
     folder = settings.to
     folder.mkdir(parents=True, exist_ok=True)
     methods.save(base.model, task.head, settings.method, folder, settings.base.name)
+    task.keep(folder)
     learned = {
         "task": task.name,
         "method": to_mapping(settings.method),
@@ -223,6 +224,7 @@ def restore(base: Base, folder: Path) -> Task:
     """
     task, method = task_of(base, folder)
     methods.load(base.model, task.head, method, folder)
+    task.recall(folder)
     return task
 
 

@@ -77,6 +77,34 @@ def fit_linear(
     return Probe(mean, spread, weight.numpy(), bias.numpy(), penalty)
 
 
+def unseen_scores(
+    features: Float[np.ndarray, "n d"],
+    targets: Float[np.ndarray, "n c"],
+    loss: Loss,
+    fold: Int[np.ndarray, "n"],
+    penalty: float,
+    weights: Float[np.ndarray, "n"],
+) -> Float[np.ndarray, "n c"]:
+    """The scores that each thing gets from a linear map that the things of the other folds made.
+
+    Args:
+        features: of the things.
+        targets: as in `fit_linear`.
+        loss: what is minimised.
+        fold: of each thing.
+        penalty: the L2 penalty.
+        weights: how much each thing counts.
+    """
+    x = torch.from_numpy(((features - features.mean(0)) / (features.std(0) + 1e-6)).astype(np.float64))
+    y, w = torch.from_numpy(targets.astype(np.float64)), torch.from_numpy(weights / weights.mean()).double()
+    made = np.zeros(targets.shape)
+    for held_out in np.unique(fold):
+        train, test = torch.from_numpy(fold != held_out), torch.from_numpy(fold == held_out)
+        weight, bias = _solve(x[train], y[train], w[train], loss, penalty)
+        made[fold == held_out] = (x[test] @ weight.T + bias).numpy()
+    return made
+
+
 def _best_penalty(x: Tensor, y: Tensor, w: Tensor, loss: Loss, seed: int) -> float:
     count, classes = y.shape
     if count < 2 * classes or count < FOLDS:  # too few to hold any out: the strongest penalty errs least
@@ -92,13 +120,13 @@ def _best_penalty(x: Tensor, y: Tensor, w: Tensor, loss: Loss, seed: int) -> flo
             if loss == "softmax":
                 score += float((scored.argmax(1) == y[test].argmax(1)).sum())
             else:
-                score -= float(_losses(scored, y[test], loss).sum())
+                score -= float(losses(scored, y[test], loss).sum())
         scores[penalty] = score
     return max(scores, key=lambda p: (scores[p], p))
 
 
-def _losses(scores: Tensor, y: Tensor, loss: Loss) -> Tensor:
-    """Loss of each thing [n]."""
+def losses(scores: Float[Tensor, "n c"], y: Float[Tensor, "n c"], loss: Loss) -> Float[Tensor, "n"]:
+    """Loss of each thing."""
     if loss == "softmax":
         return F.cross_entropy(scores, y, reduction="none")
     if loss == "sigmoid":
@@ -113,7 +141,7 @@ def _solve(x: Tensor, y: Tensor, w: Tensor, loss: Loss, penalty: float) -> tuple
 
     def closure() -> Tensor:
         optimiser.zero_grad()
-        total = (w * _losses(x @ weight.T + bias, y, loss)).mean() + penalty * weight.square().sum() / 2
+        total = (w * losses(x @ weight.T + bias, y, loss)).mean() + penalty * weight.square().sum() / 2
         torch.autograd.backward(total)
         return total
 

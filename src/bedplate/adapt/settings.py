@@ -86,6 +86,11 @@ class ClassifySettings:
 
     weights: Literal["equal", "balanced"] = "equal"
     """balanced: a rare class counts as much as a frequent one."""
+    words: bool = False
+    """Whether the spelling of a text counts beside what the base makes of it: pieces of its words, counted. How much each of the two counts is found on
+    examples that neither has learned from. Worth it where exact names tell the label: programs, functions, keys."""
+    weight_column: str = ""
+    """A column that says how much an example counts, such as 0.3 for one of a source that resembles yours; 1 where the cell is empty. "": all count 1."""
     accuracy: float = 0.0
     """Accuracy that answers should have: where the worker is less sure than this takes on held-out examples, it abstains. 0: it always answers."""
 

@@ -6,9 +6,11 @@ rounding. The weights that are kept are the best on the held-out examples, those
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -33,6 +35,16 @@ class Look(NamedTuple):
 
     step: int
     loss: float
+
+
+@contextlib.contextmanager
+def _frozen_heap() -> Iterator[None]:
+    """What exists by now outlives the training: full collections need not walk through it again (0.17 s, every few steps)."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @dataclass
@@ -67,7 +79,7 @@ class Training:
             {"params": [p for p in self.trained.values() if p.ndim >= 2], "weight_decay": self.weight_decay},
             {"params": [p for p in self.trained.values() if p.ndim < 2], "weight_decay": 0.0},
         ]
-        self.optimiser = torch.optim.AdamW(groups, lr=self.lr, betas=BETAS, foreach=True)
+        self.optimiser = torch.optim.AdamW(groups, lr=self.lr, betas=BETAS, fused=True)
         self.writer = CheckpointWriter(self.run.folder / FOLDER, self.checkpoint, {"task": self.task.name})
 
     def train(self) -> bool:
@@ -80,7 +92,7 @@ class Training:
         saved_at = time.monotonic()
         if self.held_out and not self.looks:
             self.look()
-        with StopSignal() as signal:
+        with StopSignal() as signal, _frozen_heap():
             while self.step < self.course.steps and not self.enough:
                 self.take_step()
                 if self.held_out and (self.step % self.evaluate_every == 0 or self.step == self.course.steps):

@@ -4,6 +4,7 @@ forgotten again where they take too much memory.
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -16,8 +17,8 @@ from bedplate.adapt.settings import AdaptSettings
 from bedplate.adapt.tasks import Task
 from bedplate.adapt.tasks.generate import Generate
 from bedplate.core.artifact import read_manifest, verify
-from bedplate.core.errors import ConfigError, did_you_mean
-from bedplate.core.files import sha256_file
+from bedplate.core.errors import ConfigError, DataError, IntegrityError, did_you_mean
+from bedplate.core.files import sha256_bytes, sha256_file
 from bedplate.infer.step import Runner
 from bedplate.model.formats import peft
 from bedplate.model.projection import Adapter
@@ -28,7 +29,7 @@ class Registered(NamedTuple):
 
     task: Task
     digest: str
-    """Of its manifest; of its weights, where PEFT made it and there is none."""
+    """Of its manifest; of its files, where PEFT made it and there is none."""
     folder: Path
     changes: bool
     """Whether it changes the base; a probe does not."""
@@ -42,6 +43,7 @@ class Adapters:
         self.registered: dict[str, Registered] = {}
         self._hot: OrderedDict[str, int] = OrderedDict()
         """Packed -> bytes, the longest unused first."""
+        self._lock = threading.Lock()
 
     def register(self, name: str, folder: Path) -> Registered:
         """Read what an adapter is for, and check that it fits.
@@ -57,7 +59,7 @@ class Adapters:
         if not name or name in self.registered:
             raise ConfigError(f"an adapter is called {name!r} already" if name else "an adapter needs a name", "give it a name of its own")
         if (folder / TASK).exists():
-            verify(folder, "adapter")
+            digest = _digest(folder)
             task, method = task_of(self.base, folder)
             if method.name == "full":
                 hint = f"`bedplate merge` makes a model of {folder}; serve that on its own"
@@ -65,13 +67,17 @@ class Adapters:
             if task.head is not None:
                 methods.load_head(task.head, folder)
                 task.head.requires_grad_(False)
-            made = Registered(task, read_manifest(folder, "adapter").digest, folder, method.name != "probe")
+            task.recall(folder)
+            made = Registered(task, digest, folder, method.name != "probe")
         else:
             peft.read_config(folder)
-            made = Registered(Generate(self.base, AdaptSettings()), sha256_file(folder / "adapter_model.safetensors"), folder, True)
+            made = Registered(Generate(self.base, AdaptSettings()), _digest(folder), folder, True)
         if made.changes:
             self._read(made)  # an adapter that does not fit is told now, not when somebody asks for it
-        self.registered = {**self.registered, name: made}
+        with self._lock:
+            if name in self.registered:
+                raise ConfigError(f"an adapter is called {name!r} already", "give it a name of its own")
+            self.registered = {**self.registered, name: made}
         return made
 
     def find(self, name: str) -> Registered:
@@ -86,8 +92,9 @@ class Adapters:
 
     def unregister(self, name: str) -> None:
         """Forget a name. Requests under way end with it; what was packed is forgotten when the next adapter is packed."""
-        self.find(name)
-        self.registered = {other: one for other, one in self.registered.items() if other != name}
+        with self._lock:
+            self.find(name)
+            self.registered = {other: one for other, one in self.registered.items() if other != name}
 
     def ready(self, runner: Runner, one: Registered, needed: Collection[str]) -> None:
         """Have an adapter packed, under its digest; the engine's thread only.
@@ -100,13 +107,13 @@ class Adapters:
         if one.digest in self._hot:
             self._hot.move_to_end(one.digest)
             return
+        self._hot[one.digest] = runner.put(one.digest, self._read(one))
         known = {other.digest for other in self.registered.values()}
         for digest in [digest for digest in self._hot if digest not in needed]:
-            if digest in known and sum(self._hot.values()) < self.most_bytes:
+            if digest in known and sum(self._hot.values()) <= self.most_bytes:
                 continue
             del self._hot[digest]
             runner.drop(digest)
-        self._hot[one.digest] = runner.put(one.digest, self._read(one))
 
     @property
     def hot(self) -> Mapping[str, int]:
@@ -114,4 +121,22 @@ class Adapters:
         return self._hot
 
     def _read(self, one: Registered) -> Mapping[str, Adapter]:
-        return peft.read(one.folder, self.base.model)
+        read = peft.read(one.folder, self.base.model)
+        if _digest(one.folder) != one.digest:
+            raise IntegrityError(f"{one.folder} has changed since it was registered", "unregister it, and register it anew")
+        for name, adapter in read.items():
+            if not all(bool(part.isfinite().all()) for part in adapter.parameters()):
+                raise DataError(f"{one.folder}: the adapter of {name} holds numbers that are not finite", "it learned nothing; adapt again at a lower rate")
+        return read
+
+
+def _digest(folder: Path) -> str:
+    """Of everything that an adapter is."""
+    if (folder / TASK).exists():
+        verify(folder, "adapter")
+        return read_manifest(folder, "adapter").digest
+    try:
+        return sha256_bytes("".join(sha256_file(folder / name) for name in (peft.CONFIG, peft.WEIGHTS)).encode())
+    except OSError as error:
+        hint = "save it with safe_serialization=True" if (folder / "adapter_model.bin").exists() else "restore the adapter folder from a copy"
+        raise IntegrityError(f"{folder} cannot be read: {error}", hint) from error

@@ -72,7 +72,11 @@ class Engine:
         self._adapters = Adapters(base, self.settings.adapter_bytes)
         pages = Pages(self.shape.pages)
         self._scheduler = Scheduler(
-            pages, positions=self.shape.positions, most_running=self.settings.most_running, share_beginnings=self.settings.share_beginnings
+            pages,
+            positions=self.shape.positions - self.shape.block,
+            most_running=self.settings.most_running,
+            guesses=self.shape.cheap_rows,
+            share_beginnings=self.settings.share_beginnings,
         )
         self._table = base.model.model.embed_tokens.weight.detach().float().cpu().numpy()
         self._special = set(base.model.config.special_ids.values())
@@ -83,7 +87,7 @@ class Engine:
         self._arrived: deque[Running] = deque()
         self._wake = threading.Condition()
         self._model_lock = threading.Lock()
-        """Held while the base's own modules compute or are read: a step in torch, the embedding of a picture, a registration."""
+        """Held while the base's own modules compute or are read: a step in torch, the embedding of a picture, the packing of an adapter."""
         self._over = False
         self._thread = threading.Thread(target=self._work, name="bedplate engine", daemon=True)
         self._thread.start()
@@ -98,21 +102,28 @@ class Engine:
             ResourceError: too many wait.
             StateError: the engine is closed.
         """
-        if self._over:
-            raise StateError("the engine is closed", "open another")
         adapter = self._adapters.find(request.adapter) if request.adapter else None
         asked = len(request.positions)
         wanted = 0 if request.layers is not None else request.sampling.max_tokens
         if asked == 0:
             raise ConfigError("nothing was asked", "a request has at least one position")
+        tokens, layers, config = request.positions.tokens, request.layers, self.base.model.config
+        if tokens.min() < 0 or tokens.max() >= config.vocab_size:
+            raise ConfigError(f"there is no token {tokens.min() if tokens.min() < 0 else tokens.max()}", f"tokens are 0 to {config.vocab_size - 1}")
+        if layers is not None and not 0 <= layers <= config.num_hidden_layers:
+            raise ConfigError(f"the mean of {layers} layers was asked for", f"the model has {config.num_hidden_layers}; 0 is the state after the last norm")
         most = min(self.context, self.shape.pages * PAGE)
         if asked + wanted > most:
             hint = f"ask for at most {max(0, most - asked)} tokens"
             raise ConfigError(f"{asked} positions are asked and {wanted} tokens wanted, which is more than {most}", hint)
+        if (longest := _longest_block(request.positions.block)) > self.shape.block:
+            raise ConfigError(f"{longest} positions see each other both ways", f"at most {self.shape.block}, the model's largest picture")
         embedded = self._embed(request) if request.positions.units else None
         drafting = self.settings.drafts > 0 and request.layers is None
         running = Running(request, listener, adapter, embedded, drafting)
         with self._wake:
+            if self._over:
+                raise StateError("the engine is closed", "open another")
             waiting = self._scheduler.waiting + len(self._arrived)
             if waiting >= self.settings.most_waiting:
                 rate = self._tokens_per_s()
@@ -126,8 +137,7 @@ class Engine:
 
     def register(self, name: str, folder: Path) -> Registered:
         """Make an adapter known; see `Adapters.register`."""
-        with self._model_lock:
-            return self._adapters.register(name, folder)
+        return self._adapters.register(name, folder)
 
     def unregister(self, name: str) -> None:
         """Forget an adapter; requests under way end with it."""
@@ -183,7 +193,8 @@ class Engine:
                         for portion in portions:
                             self._fail(portion.running, error)
         finally:
-            self._over = True
+            with self._wake:
+                self._over = True
             for running in [*self._scheduler.all(), *self._arrived]:
                 self._tell(running, (), "cancelled")
             self.runner.close()
@@ -211,18 +222,16 @@ class Engine:
         return True
 
     def _step(self, portions: list[Portion]) -> None:
-        portions = sorted(portions, key=lambda p: (p.running.changes, p.running.number))
-        needed = {p.running.changes for p in portions} - {""}
-        with self._model_lock if needed else contextlib.nullcontext():
-            for running in {p.running.changes: p.running for p in portions if p.running.changes}.values():
-                assert running.adapter is not None
-                self._adapters.ready(self.runner, running.adapter, needed)
+        portions = self._with_adapters(sorted(portions, key=lambda p: (p.running.changes, p.running.number)))
+        if not portions:
+            return
         for portion in portions:
             if not portion.running.begun:
                 portion.running.begun = True
                 self._counters["prompt_tokens"] += portion.running.asked
                 self._counters["cached_tokens"] += portion.start
-                portion.running.listener.began(portion.start)
+                with _survives():
+                    portion.running.listener.began(portion.start)
         states = self._compute(portions)
         self._counters["steps"] += 1
         self._counters["positions"] += len(states.last)
@@ -241,6 +250,22 @@ class Engine:
                 drawing.append((running, at + running.length - 1 - portion.start))
             at += count
         self._answer(drawing, states.last)
+
+    def _with_adapters(self, portions: list[Portion]) -> list[Portion]:
+        """The portions whose adapters are packed now; an adapter that cannot be read ends the requests that name it, and no others."""
+        needed = {p.running.changes for p in portions} - {""}
+        lost: dict[str, Exception] = {}
+        with self._model_lock if needed else contextlib.nullcontext():
+            for changes, running in {p.running.changes: p.running for p in portions if p.running.changes}.items():
+                assert running.adapter is not None
+                try:
+                    self._adapters.ready(self.runner, running.adapter, needed)
+                except Exception as error:
+                    lost[changes] = error
+        for portion in portions:
+            if portion.running.changes in lost:
+                self._fail(portion.running, lost[portion.running.changes])
+        return [portion for portion in portions if portion.running.changes not in lost]
 
     def _compute(self, portions: Sequence[Portion]) -> States:
         """The states of the portions' positions, one portion after the other."""
@@ -301,9 +326,13 @@ class Engine:
         likeliest = self.runner.likeliest(logits)
         said = 0
         for running, first, count in asking:
-            drawn, finish = self._drawn(running, logits[first : first + count], likeliest[first : first + count])
-            said += len(drawn)
-            self._take(running, drawn, finish)
+            try:
+                drawn, finish = self._drawn(running, logits[first : first + count], likeliest[first : first + count])
+                said += len(drawn)
+                self._take(running, drawn, finish)
+            except Exception as error:  # such as a constraint's: its request's own affair
+                _log.exception("a request failed")
+                self._fail(running, error)
         self._counters["completion_tokens"] += said
         self._rate.append((time.monotonic(), said))
         while self._rate and self._rate[0][0] < time.monotonic() - LOOK_BACK_S:
@@ -389,7 +418,8 @@ class Engine:
                 text = running.request.positions.sense[row + 1] == 0
                 one = logprobs(logits[row - start], int(tokens[row + 1]), most)
                 told.append(one if text else Drawn(int(tokens[row + 1]), float("nan")))
-        running.listener.read(told)
+        with _survives():
+            running.listener.read(told)
 
     def _finish_states(self, running: Running) -> None:
         states = np.concatenate(running.collected)
@@ -409,8 +439,9 @@ class Engine:
         return enough
 
     def _fail(self, running: Running, error: Exception) -> None:
-        with contextlib.suppress(ValueError):
-            self._scheduler.remove(running)
+        if all(one is not running for one in self._scheduler.all()):
+            return  # it has ended, and its listener knows
+        self._scheduler.remove(running)
         told = error if isinstance(error, BedplateError) else BedplateError(f"a step failed: {error}", "the engine's log has the trace")
         with _survives():
             running.listener.failed(told)
@@ -422,6 +453,13 @@ def _alike(portions: Sequence[Portion]) -> list[list[Portion]]:
     first = [portion for portion in portions if (portion.running.request.layers or 0) in (0, depths[0])]
     rest = [[portion for portion in portions if portion.running.request.layers == depth] for depth in depths[1:]]
     return [part for part in (first, *rest) if part]
+
+
+def _longest_block(block: Int[np.ndarray, "t"]) -> int:
+    """Positions of the longest stretch that sees itself both ways."""
+    edges = np.flatnonzero(np.diff(block, prepend=-1, append=-1))
+    inside = block[edges[:-1]] > 0
+    return int(np.diff(edges)[inside].max(initial=0))
 
 
 @contextlib.contextmanager

@@ -77,14 +77,17 @@ class EngineSettings:
         pages = min(room // page_bytes, self.most_running * -(-context // PAGE))
         if pages < 2:
             raise ResourceError(f"{room:,} bytes do not hold two pages of {PAGE} positions", f"give at least {2 * page_bytes:,}")
+        block = max(((spec.size // spec.patch) ** 2 for spec in (config.senses.image, config.senses.video) if spec is not None), default=0)
+        cheap_rows = CHEAP_ROWS[precision]
         return Shape(
             precision=precision,
             context=context,
             pages=pages,
-            positions=max(self.step_positions, self.most_running),
-            rows=max(64, self.most_running),
+            positions=max(self.step_positions, self.most_running) + block,
+            rows=max(64, self.most_running + cheap_rows),
             threads=self.threads or len(os.sched_getaffinity(0)),
-            cheap_rows=CHEAP_ROWS[precision],
+            cheap_rows=cheap_rows,
+            block=block,
         )
 
 

@@ -97,7 +97,7 @@ class Native:
         )
         if ask.want != "text":
             layers = upper_half(self._engine.base.model.config)
-            return self._engine.submit(replace(request, layers=layers), _State(ask, task, question.positions, deliver))
+            return self._engine.submit(replace(request, layers=layers), _State(ask, task, question.positions, deliver, question.text))
         form = ask.form if (required := tools.form(ask.tools, ask.tool_choice)) is None else required
         answer = _Answer(ask, question, self._engine.base, deliver)
         requests = []
@@ -340,6 +340,8 @@ class _State:
     task: Task | None
     positions: Positions
     deliver: Deliver
+    text: str
+    """What was asked, in words."""
     cached: int = 0
 
     def began(self, cached_tokens: int) -> None:
@@ -358,11 +360,11 @@ class _State:
         usage = Usage(len(self.positions), self.cached, 0)
         if self.ask.want == "label":
             assert isinstance(self.task, Classify)
-            found = self.task.of_pooled(pooled.to(self.task.model.head.device))[0]
+            found = self.task.of_pooled(pooled.to(self.task.model.head.device), [self.text])[0]
             self.deliver(Piece(finish="stop", usage=usage, label=Label(found.label or "", found.probabilities)))
             return
         if isinstance(self.task, Embed):
-            vector = self.task.of_pooled(pooled.to(self.task.model.head.device))[0].vector
+            vector = self.task.of_pooled(pooled.to(self.task.model.head.device), [self.text])[0].vector
         else:
             vector = tuple(torch.nn.functional.normalize(pooled, dim=1)[0].tolist())
         self.deliver(Piece(finish="stop", usage=usage, vector=vector))

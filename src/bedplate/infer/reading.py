@@ -35,7 +35,7 @@ class Question:
 
     positions: Positions
     text: str
-    """For an echo: the prompt; a conversation has none."""
+    """The prompt, for an echo; or what is looked at, in words. A conversation has none."""
 
 
 def read(base: Base, task: Task | None, ask: Ask) -> Question:
@@ -52,7 +52,7 @@ def read(base: Base, task: Task | None, ask: Ask) -> Question:
     try:
         if ask.want == "text":
             return _prompt(base, task, ask) if ask.prompt is not None else Question(_conversation(base, task, ask), "")
-        return Question(_look(base, task, ask), "")
+        return _look(base, task, ask)
     except BedplateError:
         raise
     except (ValueError, TypeError, OverflowError, MemoryError) as error:  # decoders of pictures and sounds raise many kinds on hostile files
@@ -99,13 +99,13 @@ def _conversation(base: Base, task: Task | None, ask: Ask) -> Positions:
     return compose([said(ids[:first], False), *seen, said(ids[first:], False)], base.model.config)
 
 
-def _look(base: Base, task: Task | None, ask: Ask) -> Positions:
+def _look(base: Base, task: Task | None, ask: Ask) -> Question:
     """Something to be looked at: as adaptation looks at it (`Base.look`)."""
     if isinstance(ask.prompt, tuple):
         parts: list[Tokens | Segment] = [base.ends, said(list(ask.prompt), False), base.ends]
         if unknown := [token for token in ask.prompt if not 0 <= token < base.model.config.vocab_size]:
             raise ConfigError(f"the prompt holds token {unknown[0]}", f"tokens go from 0 to {base.model.config.vocab_size - 1}")
-        positions = compose(parts, base.model.config)
+        positions, words = compose(parts, base.model.config), base.decode(np.array(ask.prompt, np.int64))
     else:
         last: Sequence[Part] = (Part("text", ask.prompt),) if ask.prompt is not None else _last(ask.turns)
         words = "".join(part.text for part in last)
@@ -113,7 +113,7 @@ def _look(base: Base, task: Task | None, ask: Ask) -> Positions:
         if not words.strip() and not seen:
             raise DataError("there is nothing to look at", "give a text, a picture, a sound or numbers")
         positions = base.look([*([Segment("text", words)] if words.strip() else []), *seen])
-    return task.fit(positions) if task is not None else shorten(positions, base.model.config.max_position_embeddings)
+    return Question(task.fit(positions) if task is not None else shorten(positions, base.model.config.max_position_embeddings), words)
 
 
 def _last(turns: Sequence[Turn]) -> Sequence[Part]:

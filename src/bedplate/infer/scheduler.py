@@ -28,16 +28,18 @@ class Portion(NamedTuple):
 class Scheduler:
     """Requests that wait and requests that run. Thinks only; nothing is computed here."""
 
-    def __init__(self, pages: Pages, *, positions: int, most_running: int, share_beginnings: bool = True) -> None:
+    def __init__(self, pages: Pages, *, positions: int, most_running: int, guesses: int = 0, share_beginnings: bool = True) -> None:
         """Nothing waits.
 
         Args:
             pages: of the cache.
-            positions: budget of one step.
-            most_running: requests at once.
+            positions: budget of one step; a picture that does not fit into what is left of it goes beyond.
+            most_running: requests at once, at most `positions`.
+            guesses: guessed tokens that are read in one step at most, all requests together.
             share_beginnings: find pages of earlier requests.
         """
         self.pages, self.positions, self.most_running, self.share_beginnings = pages, positions, most_running, share_beginnings
+        self.guesses = guesses
         self.running: list[Running] = []
         """In order of arrival."""
         self._waiting: dict[str, deque[Running]] = {}
@@ -83,12 +85,16 @@ class Scheduler:
         portions: list[Portion] = []
         answering = [one for one in self.running if one.length - one.computed == 1 and one.said]
         reading = [one for one in self.running if one not in answering]
+        guesses = min(self.guesses, budget - len(answering) - bool(reading))  # after everybody's own position
+        for one in answering:
+            one.drafted = one.drafted[:guesses]
+            guesses -= len(one.drafted)
         for one in [*answering, *reading]:
             budget -= self._give(one, budget, portions)
         while budget > 0 and len(self.running) < self.most_running and (first := self._next()) is not None:
-            if not self._begin(first):
+            if not self._begin(first) or not (given := self._give(first, budget, portions)):
                 break
-            budget -= self._give(first, budget, portions)
+            budget -= given
         for portion in portions:
             self._served[portion.running.request.tenant] += portion.end - portion.start
         return portions
@@ -101,8 +107,10 @@ class Scheduler:
         end = start + min(behind, budget)
         if end < one.length:
             end = one.may_stop_at(end)
-            if end <= start and not portions and budget == self.positions:
-                end = one.block_end(start)  # a picture longer than the budget goes alone
+            if end <= start and budget > 0:
+                end = one.block_end(start)  # once a step: there is no budget left afterwards
+        elif len(one.drafted):
+            end = max(one.length, min(end, (len(one.pages) + self.pages.available) * PAGE))  # nobody is put back for the sake of a guess
         if end <= start or not self._room(one, end, portions):
             return 0
         one.drafted = one.drafted[: max(0, end - one.length)]
@@ -148,7 +156,7 @@ class Scheduler:
             return False
         self._waiting[one.request.tenant].popleft()
         one.pages = shared
-        one.computed = len(shared) * PAGE
+        one.computed, one.named = len(shared) * PAGE, len(shared)
         place = next((i for i, other in enumerate(self.running) if other.number > one.number), len(self.running))
         self.running.insert(place, one)
         return True

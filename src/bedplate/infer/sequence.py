@@ -44,6 +44,8 @@ class Running:
         """Positions that are known; those from `computed` on are still to be read."""
         self.computed = 0
         self.pages: list[int] = []
+        self.named = 0
+        """Pages, from the first on, that can be found by what they hold."""
         self.cancelled: Finish | None = None
         self.begun = False
         self.until = _until(asked.block)
@@ -65,7 +67,7 @@ class Running:
     @property
     def keeps_states(self) -> bool:
         """Whether every position's state is needed, so that none may be skipped."""
-        return self.request.layers is not None or self.request.prompt_logprobs is not None
+        return self.request.layers is not None or (self.request.prompt_logprobs is not None and not self.said)
 
     @property
     def said(self) -> int:
@@ -103,9 +105,11 @@ class Running:
 
     def name_pages(self, name: Callable[[int, bytes], None]) -> None:
         """Name every page that has become full."""
-        while (number := len(self.chain.keys)) < min(self.computed // PAGE, len(self.pages)):
-            self._extend_chain(number)
-            name(self.pages[number], self.chain.keys[number])
+        while self.named < min(self.computed // PAGE, len(self.pages)):
+            if self.named == len(self.chain.keys):
+                self._extend_chain(self.named)
+            name(self.pages[self.named], self.chain.keys[self.named])
+            self.named += 1
 
     def known_keys(self) -> list[bytes]:
         """Keys of the pages that could be shared: all full ones, but for the last position, whose state is needed."""
@@ -115,7 +119,7 @@ class Running:
 
     def start_over(self) -> None:
         """Nothing of it is computed any more; what was said stays said."""
-        self.computed, self.pages, self.collected, self.drafted = 0, [], [], np.zeros(0, np.int64)
+        self.computed, self.pages, self.named, self.collected, self.drafted = 0, [], 0, [], np.zeros(0, np.int64)
 
     def _extend_chain(self, number: int) -> None:
         start, end = number * PAGE, (number + 1) * PAGE

@@ -40,6 +40,8 @@ class Shape(NamedTuple):
     """That compute."""
     cheap_rows: int
     """Rows of a step that cost hardly more than one."""
+    block: int = 0
+    """Positions of the longest picture; it is computed in one step, beyond the budget of `positions - block` where need be."""
 
 
 class Segment(NamedTuple):

@@ -64,7 +64,8 @@ class TorchRunner:
             queries, keys = attention.q_norm(queries), attention.k_norm(keys)
             if number not in config.no_rope_layers:
                 queries, keys = rotate(queries, angles), rotate(keys, angles)
-            self._keys[number][slot], self._values[number][slot] = keys, values
+            # What is kept is finite: a page's next owner reads all of it, and nothing times infinity is no number.
+            self._keys[number][slot], self._values[number][slot] = keys.nan_to_num(), values.nan_to_num()
             window = config.sliding_window if number in config.sliding_layers else None
             attended = torch.empty_like(queries)
             for group in groups:

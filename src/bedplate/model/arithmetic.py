@@ -100,7 +100,7 @@ def memory(config: ModelConfig, rows: int, context: int, *, bytes_per_value: int
     """Bytes of a training step.
 
     Weights and their gradients are float32; Muon keeps one number a matrix entry, AdamW two for everything else. Activations: what the backward
-    pass needs of every layer, and one chunk of logits.
+    pass needs of every layer, and one chunk of logits with its gradient.
 
     Args:
         config: the shape.
@@ -124,7 +124,7 @@ def memory(config: ModelConfig, rows: int, context: int, *, bytes_per_value: int
         units = positions * unit_share / len(config.senses.present())
         # Of each unit and noise draw: 12 widths a block, 9 for entry, condition, time and exit; the noise, what it made noisy, and the errors.
         flow += int(units * 2 * ((12 * config.flow_blocks + 9) * config.flow_width + 5 * spec.unit_width) * 4)
-    logits = 2 * 1024 * config.vocab_size * 4
+    logits = 2 * 512 * config.vocab_size * 4
     return Memory(
         weights=4 * count.total,
         gradients=4 * count.total,

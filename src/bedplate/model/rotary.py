@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from bedplate.model import pointwise
 from bedplate.model.config import ModelConfig, RopeScaling
 
 
@@ -34,8 +35,7 @@ def rotation(config: ModelConfig, length: int, device: torch.device, offset: int
 
 def rotate(x: Float[Tensor, "b h t e"], angles: Rotation) -> Float[Tensor, "b h t e"]:
     """Turn each pair of coordinates by its position's angle."""
-    first, second = x.chunk(2, -1)
-    return x * angles.cos.to(x.dtype) + torch.cat([-second, first], -1) * angles.sin.to(x.dtype)
+    return pointwise.rotate(x, angles.cos.to(x.dtype), angles.sin.to(x.dtype))
 
 
 def frequencies(config: ModelConfig, positions: int, device: torch.device) -> Float[Tensor, "e/2"]:

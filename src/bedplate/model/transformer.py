@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from bedplate.model import causal
 from bedplate.model.config import ModelConfig
+from bedplate.model.pointwise import rms_norm, swiglu
 from bedplate.model.projection import Projection, together
 from bedplate.model.rotary import Rotation, rotate, rotation
 
@@ -53,7 +54,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, (x.shape[-1],), self.weight.to(x.dtype), self.eps)
+        return rms_norm(x, self.weight.to(x.dtype), self.eps)
 
 
 class Attention(nn.Module):
@@ -70,7 +71,7 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(self.width, config.rms_norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(self.width, config.rms_norm_eps) if config.qk_norm else nn.Identity()
 
-    def forward(self, x: Tensor, angles: Rotation | None, mask: Tensor | None, cache: Cache | None, layer: int) -> Tensor:
+    def forward(self, x: Tensor, angles: Rotation | None, mask: Tensor | None, cache: Cache | None, layer: int, wanted: Tensor | None) -> Tensor:
         b, t, _ = x.shape
         projected = together(x, self.q_proj, self.k_proj, self.v_proj).view(b, t, -1, self.width)
         queries, keys, values = torch.split(projected, [self.heads, self.key_heads, self.key_heads], 2)
@@ -88,7 +89,8 @@ class Attention(nn.Module):
             attended = F.scaled_dot_product_attention(
                 queries, keys, values, attn_mask=mask, is_causal=only_past, enable_gqa=self.heads != self.key_heads
             )
-        result: Tensor = self.o_proj(attended.transpose(1, 2).reshape(b, t, -1))
+        attended = attended.transpose(1, 2).reshape(b, t, -1)
+        result: Tensor = self.o_proj(attended if wanted is None else attended[wanted])
         return result
 
 
@@ -103,8 +105,7 @@ class FeedForward(nn.Module):
         self.down_proj = Projection(inner, d, bias=config.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = together(x, self.gate_proj, self.up_proj).chunk(2, -1)
-        result: Tensor = self.down_proj(F.silu(gate) * up)
+        result: Tensor = self.down_proj(swiglu(together(x, self.gate_proj, self.up_proj)))
         return result
 
 
@@ -118,8 +119,11 @@ class Layer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = FeedForward(config)
 
-    def forward(self, x: Tensor, angles: Rotation | None, mask: Tensor | None, cache: Cache | None = None, layer: int = 0) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), angles, mask, cache, layer)
+    def forward(
+        self, x: Tensor, angles: Rotation | None, mask: Tensor | None, cache: Cache | None = None, layer: int = 0, wanted: Tensor | None = None
+    ) -> Tensor:
+        attended = self.self_attn(self.input_layernorm(x), angles, mask, cache, layer, wanted)
+        x = (x if wanted is None else x[wanted]) + attended
         result: Tensor = x + self.mlp(self.post_attention_layernorm(x))
         return result
 
@@ -140,7 +144,8 @@ class Trunk(nn.Module):
         mask: Bool[Tensor, "b 1 t s"] | None = None,
         cache: Cache | None = None,
         collect: list[Tensor] | None = None,
-    ) -> Float[Tensor, "b t d"]:
+        wanted: Bool[Tensor, "b t"] | None = None,
+    ) -> Float[Tensor, "b t d"] | Float[Tensor, "n d"]:
         """Hidden states after the last norm.
 
         Args:
@@ -148,6 +153,7 @@ class Trunk(nn.Module):
             mask: True where a query (t) may look at a key (s, those in the cache first); None: causal.
             cache: earlier positions; `x` continues them and the cache grows by it.
             collect: gets the stream after every layer appended.
+            wanted: positions whose states are asked for; the last layer computes no others than these. None: all.
         """
         held, t = 0 if cache is None else cache.length, x.shape[1]
         if mask is None and held and t > 1:  # the kernels' own causal mask counts from the first key, not from the first new one
@@ -159,7 +165,8 @@ class Trunk(nn.Module):
             near = past.triu(held + 1 - window) & (past.tril(held) if mask is None else mask)
         for number, layer in enumerate(self.layers):
             turned = None if number in self.config.no_rope_layers else angles
-            x = layer(x, turned, near if number in self.config.sliding_layers else mask, cache, number)
+            last = number == len(self.layers) - 1
+            x = layer(x, turned, near if number in self.config.sliding_layers else mask, cache, number, wanted if last else None)
             if collect is not None:
                 collect.append(x)
         result: Tensor = self.norm(x)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -86,6 +87,7 @@ def draw(
     y_format: str = "plain",
     marks: Sequence[float] = (),
     zero: bool = False,
+    x_ticks: Sequence[float] = (),
     size: tuple[float, float] = (4.0, 2.2),
 ) -> str:
     """One figure as SVG.
@@ -96,6 +98,7 @@ def draw(
         y_format: "plain", "count", "bytes", "seconds", or a unit to write after the number.
         marks: x of moments to point at (health events).
         zero: whether y starts at 0.
+        x_ticks: where x is written, on a logarithmic axis; none: a linear one with round numbers.
         size: inches; text keeps its size, so small figures suit narrow pages.
     """
     lines = [line for line in lines if np.isfinite(line.y).any()]
@@ -111,14 +114,39 @@ def draw(
         for mark in marks:
             axes.axvline(mark, color=ALARM, linewidth=1.0, linestyle=(0, (2, 2)))
         axes.set_xlabel(x_label)
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
+        if x_ticks:
+            axes.set_xscale("log")
+            axes.xaxis.set_minor_locator(NullLocator())
+            axes.set_xticks(list(x_ticks))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+        else:
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         axes.yaxis.set_major_formatter(_formatter(y_format))
         _limits(axes, lines, zero)
         if len(lines) > 1:
             figure.legend(loc="outside upper left", ncols=min(len(lines), 3), handlelength=1.1, columnspacing=1.2, borderaxespad=0.1)
         return _svg(figure)
+
+
+def alone(figure: str, width: int = 480) -> str:
+    """A figure as a file of its own, in the pages' colours, light or dark as its reader's screen is.
+
+    Args:
+        figure: what `draw` gives.
+        width: pixels, where nobody asks for another.
+    """
+    page = (Path(__file__).parent / "templates" / "base.html").read_text(encoding="utf-8")
+    light, dark = (dict(re.findall(r"(--[\w-]+): (#[0-9a-f]{6});", part)) for part in page[: page.index("</style>")].split("prefers-color-scheme: dark", 1))
+    used = sorted(set(re.findall(r"var\((--[\w-]+)\)", figure)))
+
+    def root(theme: dict[str, str]) -> str:
+        return ":root { " + " ".join(f"{name}: {theme[name]};" for name in used) + " }"
+
+    style = f"<style>{root(light)} @media (prefers-color-scheme: dark) {{ {root(dark)} }} text {{ font-family: system-ui, sans-serif; }}</style>"
+    head, bracket, body = figure.partition(">")
+    return head.replace("<svg", f'<svg width="{width}"', 1) + bracket + style + body
 
 
 def losses(log: RunLog) -> dict[str, str]:

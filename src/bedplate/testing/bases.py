@@ -4,10 +4,25 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from bedplate.adapt.base import Base
 from bedplate.core.files import write_text
+from bedplate.data.chat import ChatTemplate
+from bedplate.data.tokenizer import Encoder
+from bedplate.modality.chat_template import CHATML
 from bedplate.modality.specs import SenseSpecs
+from bedplate.model.foundation import FoundationModel
 from bedplate.testing.corpora import tiny_tokenizer
 from bedplate.testing.models import tiny_model
+
+
+def base_of(model: FoundationModel) -> Base:
+    """A model with a tiny tokenizer, in memory.
+
+    Args:
+        model: it must know at least 320 tokens.
+    """
+    encoder = Encoder(tiny_tokenizer().to_str())
+    return Base(model, encoder, ChatTemplate(CHATML, model.config.special_ids), "0" * 64)
 
 
 def tiny_base(folder: Path, senses: SenseSpecs | None = None, seed: int = 0) -> Path:

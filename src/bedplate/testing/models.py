@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from bedplate.modality.sequence import SPECIAL_TOKENS
 from bedplate.modality.specs import SenseSpecs
-from bedplate.model.config import ModelConfig
+from bedplate.model.config import ModelConfig, RopeScaling
 from bedplate.model.foundation import FoundationModel
 
 
@@ -22,6 +24,43 @@ def tiny_config(vocab_size: int = 320, senses: SenseSpecs | None = None) -> Mode
         flow_blocks=1,
         special_ids={name: number for number, name in enumerate(SPECIAL_TOKENS)},
     )
+
+
+FAMILIES: dict[str, ModelConfig] = {
+    "qwen3": ModelConfig(320, 32, 64, 2, 4, 2, 8),
+    "qwen3-biases": ModelConfig(333, 72, 100, 2, 3, 1, 80, tie_word_embeddings=False, attention_bias=True, output_bias=True),
+    "qwen2-window": ModelConfig(
+        350, 40, 52, 3, 3, 3, 8, model_type="qwen2", qk_norm=False, attention_bias=True, sliding_window=5, sliding_layers=(1,), tie_word_embeddings=False
+    ),
+    "llama-wide-group": ModelConfig(
+        321, 136, 68, 2, 8, 1, 16, model_type="llama", qk_norm=False, attention_bias=True, output_bias=True, mlp_bias=True, rope_theta=500.0
+    ),
+    "llama-odd": ModelConfig(337, 30, 50, 2, 6, 2, 10, model_type="llama", qk_norm=False),
+    "mistral-yarn": ModelConfig(
+        336, 64, 96, 2, 5, 1, 20, model_type="mistral", qk_norm=False, sliding_window=21, sliding_layers=(0, 1),
+        rope_scaling=RopeScaling("yarn", 4.0, 64, attention_factor=1.1),
+    ),
+    "smollm3": ModelConfig(325, 48, 80, 4, 2, 2, 128, model_type="smollm3", qk_norm=False, sliding_window=7, sliding_layers=(2, 3), no_rope_layers=(1, 3)),
+}  # fmt: skip
+"""Shapes of every family: biases, windows, layers that turn nothing, heads of 8 to 128, groups of 1 to 8, widths of no round number."""
+
+
+def family_model(name: str, seed: int = 0) -> FoundationModel:
+    """A random model of one of FAMILIES, its biases and norms random too.
+
+    Args:
+        name: of the family.
+        seed: of the weights.
+    """
+    import torch
+
+    model = FoundationModel(replace(FAMILIES[name], special_ids={name: number for number, name in enumerate(SPECIAL_TOKENS)}))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            spread = 0.3 if parameter.ndim == 1 else parameter.shape[1] ** -0.5
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * spread + (1.0 if parameter.ndim == 1 else 0.0))
+    return model.eval()
 
 
 def tiny_model(vocab_size: int = 320, senses: SenseSpecs | None = None, seed: int = 0, random: bool = False) -> FoundationModel:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
@@ -21,7 +22,7 @@ from bedplate.modality.sequence import Batch
 from bedplate.modality.sequence import Sequence as Positions
 from bedplate.model.batch import to_torch
 from bedplate.model.config import ModelConfig
-from bedplate.model.foundation import FoundationModel, attention_mask
+from bedplate.model.foundation import FoundationModel
 
 JUDGED_AT_ONCE = 4096
 """Positions in memory at once where nothing is learned."""
@@ -114,6 +115,16 @@ class Task(ABC):
         """Become what `facts` told; the head is made and waits for its weights."""
         return self
 
+    def keep(self, folder: Path) -> None:  # noqa: B027
+        """Write what it learned besides the network's weights, its head and its facts into an adapter folder."""
+
+    def recall(self, folder: Path) -> None:  # noqa: B027
+        """Read that back; `restore` came before.
+
+        Raises:
+            IntegrityError: it does not fit.
+        """
+
     def target_of(self, item: Item) -> str:
         """What the head should say of an item, in words; "" where the marked tokens are all there is to learn."""
         return ""
@@ -137,10 +148,6 @@ class Task(ABC):
         """Sequences as one batch on the model's device."""
         return to_torch(collate(sequences, self.base.pad_id), self.model.head.device)
 
-    def hidden(self, batch: Batch) -> Float[Tensor, "b t d"]:
-        """The state of every position after the last norm."""
-        return self.model.run_trunk(self.model.embed(batch), attention_mask(batch))
-
     def pooled(self, sequences: Sequence[Positions]) -> Float[Tensor, "b d"]:
         """A vector a sequence: the mean over its units, or its tokens where it has none, of the upper half's streams."""
         batch = self.batch(sequences)
@@ -151,8 +158,8 @@ class Task(ABC):
         """Last layers whose streams heads look at: the upper half."""
         return upper_half(self.model.config)
 
-    def of_pooled(self, pooled: Float[Tensor, "b d"]) -> Sequence[Any]:
-        """What the head says of pooled features, by whoever they were computed; the type is the task's own."""
+    def of_pooled(self, pooled: Float[Tensor, "b d"], texts: Sequence[str]) -> Sequence[Any]:
+        """What the head says of pooled features, by whoever they were computed, and of the texts behind them; the type is the task's own."""
         raise ConfigError(f"the task {self.name!r} says nothing of one vector", "predict with a Worker")
 
     @torch.no_grad()

@@ -1,6 +1,8 @@
 """Classify: one label of several, or any number of them, with honest probabilities and the right to abstain.
 
-The head starts as the best linear probe on the frozen base, so training begins from what the features already know.
+The head starts as the best linear probe on the frozen base, so training begins from what the features already know. Where `classify.words` is set,
+scores from the spelling of the text are added: in training those that a text gets from the other folds, as scores of its own would leave the
+network nothing to learn.
 Source of the start: Kumar et al., Fine-Tuning can Distort Pretrained Features (2022): probe first, then tune.
 """
 
@@ -8,6 +10,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -19,8 +23,10 @@ from torch import Tensor, nn
 from bedplate.adapt.calibrate import abstention_threshold, best_threshold, expected_calibration_error, fit_temperature, log_probabilities, macro_f1, micro_f1
 from bedplate.adapt.encode import Item
 from bedplate.adapt.examples import Row
-from bedplate.adapt.probe import Loss, fit_linear
+from bedplate.adapt.probe import Loss, fit_linear, unseen_scores
 from bedplate.adapt.tasks.base import Judged, Task, linear_head, portions
+from bedplate.adapt.weigh import folds, weigh
+from bedplate.adapt.words import WordScores, fit_words
 from bedplate.core.errors import DataError
 
 
@@ -37,6 +43,19 @@ class Label(NamedTuple):
     """Of every label, likeliest first."""
 
 
+WORDS = "words.safetensors"
+
+
+@dataclass(frozen=True)
+class LabelItem(Item):
+    """A thing to label."""
+
+    text: str
+    """What it says, where the spelling counts."""
+    group: str
+    """What it is from; "" where nothing says so."""
+
+
 class Classify(Task):
     """Labels for things of any sense."""
 
@@ -48,6 +67,8 @@ class Classify(Task):
     several = False
     """Whether labels do not exclude each other."""
     temperature = 1.0
+    words: WordScores | None = None
+    """Scores from the spelling of texts, where they count."""
     threshold = 0.0
     """Confidence below which it abstains; with several labels, probability from which on one is given."""
 
@@ -58,6 +79,8 @@ class Classify(Task):
         if len(self.names) < (1 if self.several else 2):
             raise DataError(f"all examples have the label {self.names[0]!r}", "give examples of two labels or more")
         self.threshold = 0.5 if self.several else 0.0
+        if self.settings.classify.words and not any("text" in row.values for row in rows):
+            raise DataError("classify.words is set, but there is no 'text'", "data.columns names the column that holds it; or leave classify.words out")
         balanced = self.settings.classify.weights == "balanced"
         self._weights = {name: sum(counts.values()) / (len(counts) * counts[name]) if balanced else 1.0 for name in self.names}
 
@@ -71,7 +94,17 @@ class Classify(Task):
                 raise row.error(f"the label {unknown[0]!r} was not there to learn", f"known: {', '.join(self.names[:20])}")
             target[[self.names.index(name) for name in named]] = 1
             weight = float(np.mean([self._weights[name] for name in named])) if named else 1.0
-        return Item(row.number, (positions,), target, weight)
+            weight *= self._weight_of(row)
+        text = str(row.values.get("text", ""))
+        return LabelItem(row.number, (positions,), target, weight, text, str(row.values.get(self.settings.data.group, "")))
+
+    def _weight_of(self, row: Row) -> float:
+        column = self.settings.classify.weight_column
+        if not column or column not in row.values:
+            return 1.0
+        if (weight := row.number_of(column)) <= 0:
+            raise row.error(f"{column!r} = {weight:g} counts for nothing", "give a number above 0, or leave the row out")
+        return weight
 
     def _named(self, row: Row) -> list[str]:
         if self.several:
@@ -87,15 +120,30 @@ class Classify(Task):
 
     def start(self, items: Sequence[Item], held_out: Sequence[Item] = ()) -> None:
         targets, weights = np.stack([item.target for item in items]), np.array([item.weight for item in items])
-        probe = fit_linear(self.features([item.sequences[0] for item in items]), targets, self._loss, self.settings.train.seed, weights)
-        self.head = linear_head(*probe.plain(), self.model.head.device)
+        seed, features = self.settings.train.seed, self.features([item.sequences[0] for item in items])
+        probe = fit_linear(features, targets, self._loss, seed, weights)
+        weight, bias = probe.plain()
+        if self.settings.classify.words:
+            fold = folds([item.group for item in items if isinstance(item, LabelItem)], seed)
+            words, unseen = fit_words(_texts(items), targets, self._loss, fold, weights)
+            scales = weigh([unseen_scores(features, targets, self._loss, fold, probe.penalty, weights), unseen], targets, self._loss, weights)
+            weight, bias, self.words = scales[0] * weight, scales[0] * bias, words.times(scales[1])
+            self._unseen = {item.row: scores for item, scores in zip(items, np.float32(scales[1]) * unseen)}
+        self.head = linear_head(weight, bias, self.model.head.device)
 
     def logits(self, items: Sequence[Item]) -> Float[Tensor, "b c"]:
         """Scores of every label, differentiable."""
-        return self.scores(self.pooled([item.sequences[0] for item in items]))
+        pooled = self.pooled([item.sequences[0] for item in items])
+        if self.words is None or not self.model.training:
+            return self.scores(pooled, _texts(items))
+        return self._read(pooled) + torch.from_numpy(np.stack([self._unseen[item.row] for item in items])).to(pooled.device)
 
-    def scores(self, pooled: Float[Tensor, "b d"]) -> Float[Tensor, "b c"]:
-        """Scores of every label, of pooled features."""
+    def scores(self, pooled: Float[Tensor, "b d"], texts: Sequence[str]) -> Float[Tensor, "b c"]:
+        """Scores of every label, of pooled features and, where spelling counts, texts."""
+        scores = self._read(pooled)
+        return scores if self.words is None else scores + torch.from_numpy(self.words.scores(texts)).to(scores.device)
+
+    def _read(self, pooled: Float[Tensor, "b d"]) -> Float[Tensor, "b c"]:
         assert self.head is not None
         scores: Tensor = self.head(pooled.float())
         return scores
@@ -148,8 +196,8 @@ class Classify(Task):
         return self.labels(self.all_logits(items))
 
     @torch.no_grad()
-    def of_pooled(self, pooled: Float[Tensor, "b d"]) -> list[Label]:
-        return self.labels(self.scores(pooled).float().cpu().numpy())
+    def of_pooled(self, pooled: Float[Tensor, "b d"], texts: Sequence[str]) -> list[Label]:
+        return self.labels(self.scores(pooled, texts).float().cpu().numpy())
 
     def labels(self, logits: Float[np.ndarray, "n c"]) -> list[Label]:
         """Scores in words, with calibrated probabilities."""
@@ -163,13 +211,27 @@ class Classify(Task):
         return answers
 
     def facts(self) -> dict[str, Any]:
-        return {"labels": list(self.names), "several": self.several, "temperature": self.temperature, "threshold": self.threshold}
+        learned = {"labels": list(self.names), "several": self.several, "temperature": self.temperature, "threshold": self.threshold}
+        return learned | {"words": self.words is not None}
+
+    def keep(self, folder: Path) -> None:
+        if self.words is not None:
+            self.words.save(folder / WORDS)
+
+    def recall(self, folder: Path) -> None:
+        if self._worded:
+            self.words = WordScores.load(folder / WORDS, len(self.names))
 
     def restore(self, facts: Mapping[str, Any]) -> Self:
         self.names, self.several = tuple(facts["labels"]), bool(facts["several"])
+        self._worded = facts.get("words") is True  # adapters from before had none
         self.temperature, self.threshold = float(facts["temperature"]), float(facts["threshold"])
         self.head = nn.Linear(self.model.config.hidden_size, len(self.names)).to(self.model.head.device)
         return self
+
+
+def _texts(items: Sequence[Item]) -> list[str]:
+    return [item.text for item in items if isinstance(item, LabelItem)]
 
 
 def _losses(scores: Tensor, targets: Tensor, several: bool) -> Tensor:

@@ -95,10 +95,10 @@ class Distill(Generate):
         """(the student's states before the marked tokens, numbers of them -> the teacher's logits, the tokens)."""
         if batch.units and self.teacher.model.config.senses != self.model.config.senses:
             raise ConfigError("teacher and student look at pictures or sounds in different ways", 'learn its answers instead: distill.by = "text"')
-        wanted = batch.token_loss[:, 1:] & (batch.sense[:, 1:] == 0)
         with torch.no_grad():
-            known = self.asking.hidden(batch)[:, :-1][wanted]
-        return self.hidden(batch)[:, :-1][wanted], lambda rows: self.teacher.model.logits(known[rows]), batch.tokens[:, 1:][wanted]
+            known = self.asking.marked(batch).states
+        marked = self.marked(batch)
+        return marked.states, lambda rows: self.teacher.model.logits(known[rows]), marked.tokens
 
     @torch.no_grad()
     def judge(self, items: Sequence[Item]) -> Judged:

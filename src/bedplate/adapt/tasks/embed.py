@@ -68,7 +68,7 @@ class Embed(Joint):
         return F.normalize(self.head(pooled.float()), dim=1)
 
     @torch.no_grad()
-    def of_pooled(self, pooled: Float[Tensor, "b d"]) -> list[Vector]:
+    def of_pooled(self, pooled: Float[Tensor, "b d"], texts: Sequence[str]) -> list[Vector]:
         return [Vector(tuple(row)) for row in self.turned(pooled).tolist()]
 
     def joint_loss_sum(self, vectors: Float[Tensor, "s d"], items: Sequence[Item]) -> Tensor:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from bedplate.adapt.encode import Item, Tokens, compose
@@ -16,6 +18,17 @@ from bedplate.core.errors import DataError
 from bedplate.data.chat import Message
 from bedplate.modality.sequence import Batch
 from bedplate.model.cross_entropy import cross_entropy_sum
+from bedplate.model.foundation import attention_mask
+
+
+class Marked(NamedTuple):
+    """The marked tokens of a batch."""
+
+    states: Float[Tensor, "n d"]
+    """After the last norm, of the position before each; differentiable."""
+    tokens: Int[Tensor, "n"]
+    rows: Int[Tensor, "n"]
+    """Of the batch."""
 
 
 class Generate(Task):
@@ -55,13 +68,16 @@ class Generate(Task):
         return [Tokens(encoded.ids[:first].astype(np.int32), loss[:first]), Tokens(encoded.ids[first:].astype(np.int32), loss[first:])]
 
     def loss_sum(self, items: Sequence[Item]) -> Tensor:
-        batch = self.batch([s for item in items for s in item.sequences])
-        return self.token_loss_sum(batch)
+        marked = self.marked(self.batch([s for item in items for s in item.sequences]))
+        return cross_entropy_sum(marked.states, self.model.head, marked.tokens)
 
-    def token_loss_sum(self, batch: Batch) -> Tensor:
-        """Loss of the marked tokens; logits exist at no other position."""
-        wanted = batch.token_loss[:, 1:] & (batch.sense[:, 1:] == 0)
-        return cross_entropy_sum(self.hidden(batch)[:, :-1][wanted], self.model.head, batch.tokens[:, 1:][wanted])
+    def marked(self, batch: Batch) -> Marked:
+        """The tokens that carry loss, and what is known before each. No other position leaves the last layer, and the last one, which stands before
+        nothing, does not enter the first."""
+        carries = batch.token_loss[:, 1:] & (batch.sense[:, 1:] == 0)
+        mask = attention_mask(batch)
+        states = self.model.run_trunk(self.model.embed(batch)[:, :-1], None if mask is None else mask[..., :-1, :-1], wanted=carries)
+        return Marked(states, batch.tokens[:, 1:][carries], carries.nonzero()[:, 0])
 
     @torch.no_grad()
     def judge(self, items: Sequence[Item]) -> Judged:

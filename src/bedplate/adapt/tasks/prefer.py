@@ -51,10 +51,9 @@ class Prefer(Generate):
 
     def said(self, sequences: Sequence[Positions]) -> Float[Tensor, "s"]:
         """Log-probability of all marked tokens of each, differentiable."""
-        batch = self.batch(sequences)
-        wanted = batch.token_loss[:, 1:] & (batch.sense[:, 1:] == 0)
-        logs = log_probabilities(self.hidden(batch)[:, :-1][wanted], self.model.head, batch.tokens[:, 1:][wanted])
-        return torch.zeros(len(sequences), device=logs.device).index_add(0, wanted.nonzero()[:, 0], logs)
+        marked = self.marked(self.batch(sequences))
+        logs = log_probabilities(marked.states, self.model.head, marked.tokens)
+        return torch.zeros(len(sequences), device=logs.device).index_add(0, marked.rows, logs)
 
     def log_ratios(self, items: Sequence[Item]) -> Float[Tensor, "b"]:
         """By how much each chosen answer is likelier than the rejected one, as a logarithm."""

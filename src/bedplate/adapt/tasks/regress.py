@@ -110,7 +110,7 @@ class Regress(Task):
         return self.in_unit(self.all_numbers(items))
 
     @torch.no_grad()
-    def of_pooled(self, pooled: Float[Tensor, "b d"]) -> list[Number]:
+    def of_pooled(self, pooled: Float[Tensor, "b d"], texts: Sequence[str]) -> list[Number]:
         return self.in_unit(self.of_features(pooled).float().cpu().numpy())
 
     def in_unit(self, standardised: Float[np.ndarray, "n"]) -> list[Number]:

@@ -41,10 +41,12 @@ class Settings:
     context_tokens: int = 4096
     """Longest question and answer together, of each slot."""
     threads: int = 2
+    """Cores that compute at once."""
     reuse: bool = False
     """Keep what was read of a prompt for the next one that begins alike. Whoever can measure time learns from it what others asked, so it is for
     one tenant alone."""
     gpu_layers: int = 0
+    """Layers that a GPU computes, where llama.cpp was built for one."""
     most_waiting: int = 256
     """Questions that wait for a slot; more are refused."""
     try_first: bool = True

@@ -52,7 +52,9 @@ class Settings:
     context_tokens: int = 8192
     """Longest question and answer together, as far as is known."""
     senses: tuple[str, ...] = ("text",)
+    """What the endpoint's models take in."""
     connect_s: float = 10.0
+    """Longest time until a connection stands."""
     silent_s: float = 120.0
     """Longest time without a byte."""
     attempts: int = 3

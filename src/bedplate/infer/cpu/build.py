@@ -14,21 +14,25 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from bedplate.core.errors import ResourceError
 from bedplate.core.home import home
 
 SOURCES = ("trunk.cpp", "attention.h", "matrix.h", "pool.h", "simd.h")
-FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-shared", "-pthread", "-w")
+FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-pthread", "-w")
+THIS_MACHINE = ("-march=native",)
 BUILD_S = 300.0
 """Longest time that a compiler gets; it takes about ten seconds."""
 
 
 @functools.cache
-def library() -> ctypes.CDLL:
+def library(instructions: tuple[str, ...] = THIS_MACHINE) -> ctypes.CDLL:
     """The compiled trunk.
 
+    Args:
+        instructions: the compiler's flags that say which the processor has; others than this machine's serve tests.
     Raises:
         ResourceError: there is no compiler, it failed, or it was turned off.
     """
@@ -37,15 +41,19 @@ def library() -> ctypes.CDLL:
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
         raise ResourceError("there is no C++ compiler", "install g++ or clang++, or name one in CXX; until then torch computes")
-    path = _kept(compiler)
-    if not path.exists():
-        _make(compiler, path)
-    return ctypes.CDLL(str(path))
+    try:
+        path = _kept(compiler, (*FLAGS, *instructions))
+        if not path.exists():
+            _make(compiler, path, (*FLAGS, *instructions))
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        hint = f"remove {home() / 'kernels'}, or name a folder of your own whose files may be run in BEDPLATE_HOME; until then torch computes"
+        raise ResourceError(f"the compiled trunk cannot be kept or loaded: {error}", hint) from error
 
 
-def _kept(compiler: str) -> Path:
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
-    digest = hashlib.sha256("\0".join((*FLAGS, version, _processor())).encode())
+def _kept(compiler: str, flags: Sequence[str]) -> Path:
+    version = _run([compiler, "--version"]).stdout
+    digest = hashlib.sha256("\0".join((*flags, version, _processor())).encode())
     for name in SOURCES:
         digest.update(Path(__file__).with_name(name).read_bytes())
     folder = home() / "kernels"
@@ -63,15 +71,19 @@ def _processor() -> str:
     return "\n".join(dict.fromkeys(line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))))
 
 
-def _make(compiler: str, path: Path) -> None:
+def _make(compiler: str, path: Path, flags: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder) / path.name
-        command = [compiler, *FLAGS, "-o", str(made), str(Path(__file__).with_name(SOURCES[0]))]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=BUILD_S)
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise ResourceError(f"{compiler} could not be run: {error}", "name another compiler in CXX; until then torch computes") from error
+        done = _run([compiler, *flags, "-o", str(made), str(Path(__file__).with_name(SOURCES[0]))])
         if done.returncode:
             first = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip()[:200])
             raise ResourceError(f"{compiler} failed: {first}", "name another compiler in CXX; until then torch computes")
+        made.chmod(0o700)
         made.replace(path)
+
+
+def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=BUILD_S)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ResourceError(f"{command[0]} could not be run: {error}", "name another compiler in CXX; until then torch computes") from error

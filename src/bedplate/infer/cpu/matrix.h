@@ -63,16 +63,13 @@ static inline void quantise_row(const float* x, int inputs, int group, int8_t* b
         int32_t total = 0;
         Ints totals = {};
         for (i = 0; i + LANES <= group; i += LANES) {
-            Floats scaled = load(from + i) * inverse;
+            Ints whole = nearest(load(from + i) * inverse);
 #if defined(__AVX512F__)
-            __m512i whole = _mm512_cvtps_epi32((__m512)scaled);
-            _mm_storeu_si128((__m128i*)(to + i), _mm512_cvtepi32_epi8(whole));
-            totals += (Ints)whole;
+            _mm_storeu_si128((__m128i*)(to + i), _mm512_cvtepi32_epi8((__m512i)whole));
 #else
-            Ints whole = __builtin_convertvector(scaled + (scaled < 0.0f ? all(-0.5f) : all(0.5f)), Ints);
             for (int l = 0; l < LANES; l++) to[i + l] = (int8_t)whole[l];
-            totals += whole;
 #endif
+            totals += whole;
         }
         for (int l = 0; l < LANES; l++) total += totals[l];
         for (; i < group; i++) {

@@ -13,6 +13,9 @@ static inline void relax() { _mm_pause(); }
 static inline void relax() {}
 #endif
 
+// Who waits spins for some ten microseconds, then lets others have the core, then sleeps.
+constexpr int SPINS = 500, YIELDS = 100;
+
 class Pool {
   public:
     explicit Pool(int threads) : threads_(threads < 1 ? 1 : threads) {
@@ -48,7 +51,7 @@ class Pool {
         take(0);
         for (int spins = 0; done_.load(std::memory_order_acquire) < count; spins++) {
             relax();
-            if (spins > 2000) std::this_thread::yield();
+            if (spins > SPINS) std::this_thread::yield();
         }
     }
 
@@ -73,7 +76,8 @@ class Pool {
         while (!over_) {
             if (take(thread)) { idle = 0; continue; }
             relax();
-            if (++idle < 20000) continue;
+            if (++idle < SPINS) continue;
+            if (idle < SPINS + YIELDS) { std::this_thread::yield(); continue; }
             std::unique_lock<std::mutex> held(mutex_);
             asleep_.fetch_add(1, std::memory_order_seq_cst);
             wake_.wait(held, [this] {

@@ -119,6 +119,7 @@ class CpuRunner:
     def run(self, step: Step) -> States:
         """The states of a step's positions; `step.x` is overwritten with them."""
         n, count = len(step.x), len(step.segments)
+        assert n <= self.most_positions  # workplaces are so large
         cosine, sine = self._cosine[step.position], self._sine[step.position]
         start = np.array([s.start for s in step.segments], np.int32)
         end = np.array([s.end for s in step.segments], np.int32)
@@ -133,6 +134,7 @@ class CpuRunner:
     def logits(self, states: Float[np.ndarray, "m d"]) -> Float[np.ndarray, "m v"]:
         """Logits of states."""
         states = np.ascontiguousarray(states)
+        assert len(states) <= len(self._logits)
         self._library.head_run(
             self._pool, ctypes.byref(self._head), ctypes.c_void_p(at(states)), len(states), ctypes.c_void_p(at(self._logits)), ctypes.byref(self._scratch)
         )

@@ -34,6 +34,21 @@ static inline float largest(Floats v) {
     return v[0];
 }
 
+// To the nearest whole number, of two the even one: rounding must not hang on the processor.
+static inline Ints nearest(Floats x) {
+#if defined(__AVX512F__)
+    return (Ints)_mm512_cvtps_epi32((__m512)x);
+#elif defined(__x86_64__)
+    union { Floats all; __m128 quarter[4]; } in;
+    union { Ints all; __m128i quarter[4]; } out;
+    in.all = x;
+    for (int q = 0; q < 4; q++) out.quarter[q] = _mm_cvtps_epi32(in.quarter[q]);
+    return out.all;
+#else
+    return __builtin_convertvector((x + 12582912.0f) - 12582912.0f, Ints);  // for |x| < 2^22
+#endif
+}
+
 static inline Floats greater(Floats a, Floats b) { return a > b ? a : b; }
 static inline Floats absolute(Floats a) { return greater(a, -a); }
 
@@ -113,7 +128,12 @@ static inline BFloat to_bfloat(float value) {
     return BFloat{(uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
 }
 
-static inline void keep(float* at, float value) { *at = value; }
-static inline void keep(Half* at, float value) { *at = float_to_half(value); }
+// What is kept is finite, whatever a request made of itself: a page's next owner reads all its lanes, and nothing times infinity is no number.
+static inline float bounded(float value, float most) {
+    value = value > -most ? value : -most;  // false of what is no number
+    return value < most ? value : most;
+}
+static inline void keep(float* at, float value) { *at = bounded(value, 3.0e38f); }
+static inline void keep(Half* at, float value) { *at = float_to_half(bounded(value, 65504.0f)); }
 static inline float read(const float* at) { return *at; }
 static inline float read(const Half* at) { return half_to_float(*at); }
