@@ -62,7 +62,10 @@ class Measured(NamedTuple):
     """Tokens said for each second of one core: what busy neighbours change less."""
 
 
+OURS = str(WORKER.with_name("serving_ours.py"))
 ENTRIES = (
+    Entry("ours_int8", "ours", "folder", {"precision": "int8"}, OURS),
+    Entry("ours_float32", "ours", "folder", {"precision": "float32"}, OURS),
     Entry("llama_cpp_q8_0", "llama.cpp", "q8_0", {"n_ubatch": 2048}),
     Entry("llama_cpp_f16", "llama.cpp", "f16", {"n_ubatch": 2048}),
     Entry("openvino_q8_0", "openvino", "q8_0", {"max_num_batched_tokens": 1024}),

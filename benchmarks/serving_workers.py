@@ -11,7 +11,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
@@ -160,15 +160,15 @@ class Transformers:
         return found
 
 
-ENGINES = {"llama.cpp": LlamaCpp, "openvino": OpenVino, "transformers": Transformers}
+ENGINES: Mapping[str, Callable[[str, int, dict[str, Any]], Peer]] = {"llama.cpp": LlamaCpp, "openvino": OpenVino, "transformers": Transformers}
 
 
-def main() -> None:
+def main(engines: Mapping[str, Callable[[str, int, dict[str, Any]], Peer]] = ENGINES) -> None:
     """Serve orders: engine, model, concurrent, settings as JSON, file of token ids."""
     engine, model, concurrent, settings, text = sys.argv[1:6]
     ids = json.loads(Path(text).read_text(encoding="utf-8"))
     out = sys.stdout
-    peer: Peer = ENGINES[engine](model, int(concurrent), json.loads(settings))
+    peer = engines[engine](model, int(concurrent), json.loads(settings))
     out.write("\n@" + json.dumps({"ready": True}) + "\n")
     out.flush()
     for line in sys.stdin:

@@ -27,14 +27,14 @@ from bedplate.adapt.encode import collate
 from bedplate.core.errors import BedplateError, ConfigError, ResourceError, StateError
 from bedplate.core.generation import Finish, Load
 from bedplate.infer.adapters import Adapters, Registered
+from bedplate.infer.assemble import alike, assemble
 from bedplate.infer.engine_settings import EngineSettings, open_runner
-from bedplate.infer.pages import Pages, pages_for
+from bedplate.infer.pages import Pages
 from bedplate.infer.request import Drawn, Listener, Request
-from bedplate.infer.sampling import draw, logprobs, plain
+from bedplate.infer.saying import Saying, read
 from bedplate.infer.scheduler import Portion, Scheduler
 from bedplate.infer.sequence import Running
-from bedplate.infer.speculate import accepted
-from bedplate.infer.step import PAGE, Segment, States, Step
+from bedplate.infer.step import PAGE
 from bedplate.model.batch import to_torch
 
 _log = logging.getLogger(__name__)
@@ -79,10 +79,9 @@ class Engine:
             share_beginnings=self.settings.share_beginnings,
         )
         self._table = base.model.model.embed_tokens.weight.detach().float().cpu().numpy()
-        self._special = set(base.model.config.special_ids.values())
-        self._forbidden: dict[frozenset[int], Int[np.ndarray, "f"]] = {}
         self._numbers = 0
         self._counters: Counter[str] = Counter()
+        self._saying = Saying(set(base.model.config.special_ids.values()), self.settings.drafts, self._counters)
         self._rate: deque[tuple[float, int]] = deque()
         self._arrived: deque[Running] = deque()
         self._wake = threading.Condition()
@@ -185,7 +184,7 @@ class Engine:
     def _work(self) -> None:
         try:
             while self._gather():
-                for portions in _alike(self._scheduler.plan()):
+                for portions in alike(self._scheduler.plan()):
                     try:
                         self._step(portions)
                     except Exception as error:  # one step's failure ends its requests, not the engine
@@ -232,7 +231,8 @@ class Engine:
                 self._counters["cached_tokens"] += portion.start
                 with _survives():
                     portion.running.listener.began(portion.start)
-        states = self._compute(portions)
+        with self._model_lock:
+            states = self.runner.run(assemble(portions, self._table))
         self._counters["steps"] += 1
         self._counters["positions"] += len(states.last)
         at = 0
@@ -267,42 +267,6 @@ class Engine:
                 self._fail(portion.running, lost[portion.running.changes])
         return [portion for portion in portions if portion.running.changes not in lost]
 
-    def _compute(self, portions: Sequence[Portion]) -> States:
-        """The states of the portions' positions, one portion after the other."""
-        n = sum(p.end - p.start for p in portions)
-        x = np.empty((n, self._table.shape[1]), np.float32)
-        sequence, position, until, slot = (np.empty(n, np.int32) for _ in range(4))
-        width = max(pages_for(p.end) for p in portions)
-        table = np.zeros((len(portions), width), np.int32)
-        segments: list[Segment] = []
-        layers: int | None = None
-        at = 0
-        for number, (running, start, end) in enumerate(portions):
-            here = slice(at, at + end - start)
-            known = running.length
-            ids = running.ids[start : min(end, known)]
-            if len(running.drafted) and end > known:
-                ids = np.concatenate([ids, running.drafted[: end - known]])
-            x[here] = self._table[ids]
-            if running.embedded is not None and start < running.asked:
-                part = running.embedded[start : min(end, running.asked)]
-                x[at : at + len(part)] = part
-            sequence[here] = number
-            places = np.arange(start, end, dtype=np.int32)
-            position[here], until[here] = places, running.sees(start, end)
-            pages = table[number, : len(running.pages)] = np.array(running.pages[:width], np.int32)
-            slot[here] = pages[places // PAGE] * PAGE + places % PAGE
-            if running.changes:
-                if segments and segments[-1].adapter == running.changes:
-                    segments[-1] = segments[-1]._replace(end=here.stop)
-                else:
-                    segments.append(Segment(here.start, here.stop, running.changes))
-            if running.request.layers:
-                layers = running.request.layers
-            at = here.stop
-        with self._model_lock:
-            return self.runner.run(Step(x, sequence, position, until, slot, table, segments, layers))
-
     def _answer(self, drawing: Sequence[tuple[Running, int]], states: Float[np.ndarray, "n d"]) -> None:
         """Draw what follows, and tell."""
         rows: list[int] = []
@@ -312,7 +276,8 @@ class Engine:
                 self._finish_states(running)
                 continue
             if running.request.prompt_logprobs is not None and not running.said:
-                self._read(running)
+                with _survives():
+                    running.listener.read(read(running, self.runner, self.shape.rows))
                 if running.most == running.asked:
                     self._end(running, (), "length")
                     continue
@@ -322,12 +287,12 @@ class Engine:
             return
         logits = self.runner.logits(states[rows])
         for running, first, count in asking:
-            logits[first : first + count, self._never(running)] = -np.inf
+            logits[first : first + count, self._saying.never(running)] = -np.inf
         likeliest = self.runner.likeliest(logits)
         said = 0
         for running, first, count in asking:
             try:
-                drawn, finish = self._drawn(running, logits[first : first + count], likeliest[first : first + count])
+                drawn, finish = self._saying.said(running, logits[first : first + count], likeliest[first : first + count])
                 said += len(drawn)
                 self._take(running, drawn, finish)
             except Exception as error:  # such as a constraint's: its request's own affair
@@ -337,39 +302,6 @@ class Engine:
         self._rate.append((time.monotonic(), said))
         while self._rate and self._rate[0][0] < time.monotonic() - LOOK_BACK_S:
             self._rate.popleft()
-
-    def _drawn(self, running: Running, logits: Float[np.ndarray, "k v"], likeliest: Int[np.ndarray, "k"]) -> tuple[list[Drawn], Finish | None]:
-        """Tokens that a step adds: one, and as many more as were guessed right; why the answer ends, where it does."""
-        request = running.request
-        sampling, constraint, draft = request.sampling, request.constraint, running.drafted
-        simple = plain(sampling, constraint)
-        drawn: list[Drawn] = []
-        finish: Finish | None = None
-        while finish is None:
-            number = len(drawn)
-            if simple:
-                one = Drawn(int(likeliest[number]), float("nan"))
-            else:
-                said = np.concatenate([running.ids[running.asked : running.length], np.array([d.token for d in drawn], np.int64)])
-                one = draw(logits[number], sampling, running.length + number, running.ids[: running.asked], said, constraint)
-            if one.token in request.ends and not sampling.ignore_end:
-                finish = "stop"
-                break
-            drawn.append(one)
-            if constraint is not None:
-                constraint.advance(one.token)
-                if constraint.ended:
-                    finish = "stop"
-            if running.said + len(drawn) >= sampling.max_tokens:
-                finish = finish or "length"
-            if number >= len(draft) or draft[number] != one.token:
-                break
-        if len(draft):
-            right = accepted(draft, [d.token for d in drawn])
-            self._counters["drafted"] += len(draft)
-            self._counters["accepted"] += right
-            running.guess_most = min(2 * running.guess_most, self.settings.drafts) if right == len(draft) else max(1, right)
-        return drawn, finish
 
     def _take(self, running: Running, drawn: list[Drawn], finish: Finish | None) -> None:
         """Write down what was said and tell it; guess what comes next."""
@@ -386,40 +318,7 @@ class Engine:
         if self._tell(running, drawn, None):
             self._scheduler.remove(running)
             return
-        if running.lookup is not None and (room := self._guesses()) > 0:
-            most = min(running.guess_most, room, running.most - running.length - 1)
-            running.drafted = running.lookup.draft(most) if most > 0 else running.drafted
-            if running.request.constraint is not None and len(running.drafted):
-                running.drafted = running.drafted[: running.request.constraint.kept(running.drafted)]
-
-    def _guesses(self) -> int:
-        """Tokens that a request may guess ahead: rows beyond a few cost as much as they bring."""
-        return min(self.settings.drafts, self.shape.cheap_rows // max(1, len(self._scheduler.running)) - 1)
-
-    def _never(self, running: Running) -> Int[np.ndarray, "f"]:
-        """Tokens that are no text: marks of other senses, and ends where the answer must go on."""
-        ends = frozenset() if running.request.sampling.ignore_end else running.request.ends
-        known = self._forbidden.get(ends)
-        if known is None:
-            every = (self._special | running.request.ends) - ends
-            known = self._forbidden[ends] = np.array(sorted(every), np.int64)
-        return known
-
-    def _read(self, running: Running) -> None:
-        """Tell the log-probabilities of the prompt's tokens."""
-        states = np.concatenate(running.collected)
-        running.collected = []
-        tokens, most = running.request.positions.tokens, running.request.prompt_logprobs or 0
-        told = [Drawn(int(tokens[0]), float("nan"))]
-        for start in range(0, running.asked - 1, self.shape.rows):
-            end = min(start + self.shape.rows, running.asked - 1)
-            logits = self.runner.logits(states[start:end])
-            for row in range(start, end):
-                text = running.request.positions.sense[row + 1] == 0
-                one = logprobs(logits[row - start], int(tokens[row + 1]), most)
-                told.append(one if text else Drawn(int(tokens[row + 1]), float("nan")))
-        with _survives():
-            running.listener.read(told)
+        self._saying.guess(running, self.shape.cheap_rows // max(1, len(self._scheduler.running)) - 1)
 
     def _finish_states(self, running: Running) -> None:
         states = np.concatenate(running.collected)
@@ -445,14 +344,6 @@ class Engine:
         told = error if isinstance(error, BedplateError) else BedplateError(f"a step failed: {error}", "the engine's log has the trace")
         with _survives():
             running.listener.failed(told)
-
-
-def _alike(portions: Sequence[Portion]) -> list[list[Portion]]:
-    """Portions that one step can compute: all but those that want the mean of another number of layers."""
-    depths = sorted({portion.running.request.layers or 0 for portion in portions} - {0}) or [0]
-    first = [portion for portion in portions if (portion.running.request.layers or 0) in (0, depths[0])]
-    rest = [[portion for portion in portions if portion.running.request.layers == depth] for depth in depths[1:]]
-    return [part for part in (first, *rest) if part]
 
 
 def _longest_block(block: Int[np.ndarray, "t"]) -> int:
