@@ -119,6 +119,7 @@ SHOWN = {
         "serve/test_settings_effects.py::test_no_more_inputs_or_choices_than_allowed": "inputs choices",
         "serve/test_settings_effects.py::test_the_audit_and_the_signing_key_lie_where_they_are_told_to": "audit signing_key",
         "serve/test_settings_effects.py::test_what_was_spent_is_kept": "spent",
+        "serve/test_pages.py::test_runs_named_in_the_settings_are_shown_with_curves": "runs",
         "serve/test_settings_effects.py::test_a_browser_stays_logged_in_for_session_s": "session_s",
         "serve/test_settings_effects.py::test_keys_guards_and_routes_are_files_that_must_be_there": "keys guards routes",
         "serve/test_audit.py::test_settings_have_their_effect": (

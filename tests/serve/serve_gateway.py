@@ -25,13 +25,13 @@ class Served:
 
 
 @contextmanager
-def serving(folder, fake=None, scopes=USER, table=ROUTES, listen=None, remotes=None, routes_file=None, close=True, **changes):
+def serving(folder, fake=None, scopes=USER, table=ROUTES, listen=None, remotes=None, routes_file=None, close=True, name="fake", **changes):
     """A gateway in a thread of its own; ended at the end."""
     folder.mkdir(parents=True, exist_ok=True)
     made = keys.add(folder / "keys.json", name="tests", tenant="soc", scopes=scopes)
     fake = fake or FakeGenerator(workers=("triage",), classifiers=("sorter",), embedders=("finder",))
     settings = ServeSettings(**{"keys": folder / "keys.json", "listen": ListenSettings(port=0, **(listen or {})), "routes": routes_file, **changes})
-    gateway = Gateway(settings, {"fake": fake}, remotes)
+    gateway = Gateway(settings, {name: fake}, remotes)
     ready = threading.Event()
     address = []
     server = Server(gateway, create_app(gateway, table), lambda url: (address.append(url), ready.set()))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import mmap
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from bedplate.core.errors import DataError, IntegrityError
 from bedplate.serve.audit_chain import CHECKPOINT, START, Entry, Record, checkpoint_holds
@@ -121,6 +121,35 @@ def find(folder: Path, identity: str) -> Record | None:
                     return record
                 at = data.rfind(needle, 0, at)
     return None
+
+
+def newest(folder: Path, kind: str, most: int, wanted: Callable[[Mapping[str, Any]], bool] = lambda body: True, most_bytes: int = 262_144) -> list[Record]:
+    """The last records of a kind, newest first, as far as they stand in the last bytes of the log: for a look, not for proof.
+
+    Args:
+        folder: the audit's.
+        kind: of the records.
+        most: how many.
+        wanted: body -> whether to take it.
+        most_bytes: how far back to look.
+    """
+    found: list[Record] = []
+    mark = f'"kind":"{kind}"'.encode()
+    for path in reversed(files(folder)):
+        size = path.stat().st_size
+        with path.open("rb") as handle:
+            handle.seek(max(0, size - most_bytes))
+            parts = handle.read(size).split(b"\n")
+        for line in reversed(parts[1:] if size > most_bytes else parts):  # the first may be half a line
+            record = _whole(line) if mark in line else None
+            if record is not None and record.kind == kind and wanted(record.body):
+                found.append(record)
+                if len(found) == most:
+                    return found
+        most_bytes -= size
+        if most_bytes <= 0:
+            break
+    return found
 
 
 def _whole(line: bytes) -> Record | None:

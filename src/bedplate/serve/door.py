@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bedplate.serve.caller import Caller
 from bedplate.serve.errors import Refusal
+from bedplate.serve.pages.render import wants_page
 from bedplate.serve.route import PUBLIC, Route, told
 
 if TYPE_CHECKING:
@@ -74,15 +75,15 @@ class Door:
         except Refusal as refused:
             self.gateway.metrics.refused.labels(refused.code or "other").inc()
             refused.headers.setdefault("connection", "close")  # what else it sends is of no interest
-            if refused.status == 401 and scope["method"] == "GET" and any(name == b"accept" and b"text/html" in value for name, value in scope["headers"]):
+            if refused.status == 401 and scope["method"] == "GET" and wants_page(scope["headers"]):
                 await RedirectResponse("/login?next=" + quote(scope["path"], safe="/"), 303)(scope, receive, sending)
                 return
-            await told(refused)(scope, receive, sending)
+            await told(refused, scope)(scope, receive, sending)
         else:
             try:
                 await self.app(scope, body.receive, sending)
             except Refusal as refused:  # the body, where nothing else catches it
-                await told(refused)(scope, receive, sending)
+                await told(refused, scope)(scope, receive, sending)
         finally:
             route = getattr(scope.get("route"), "path", "none")
             self.gateway.metrics.requests.labels(route, str(seen["status"])).inc()

@@ -12,6 +12,9 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp
 
 import bedplate
@@ -22,15 +25,17 @@ from bedplate.serve.bridge import Bridge
 from bedplate.serve.budget import Budget
 from bedplate.serve.door import Door
 from bedplate.serve.endpoints import admin, chat, classify, completions, embeddings, health, login, metrics, models, openapi, receipts, transcriptions
+from bedplate.serve.errors import Refusal
 from bedplate.serve.exchange import Exchange
 from bedplate.serve.limits import Limiter
 from bedplate.serve.metrics import Metrics
 from bedplate.serve.models import Models
+from bedplate.serve.pages import table as pages
 from bedplate.serve.policy import Policy
 from bedplate.serve.reception import Reception
 from bedplate.serve.redact import Redactor
 from bedplate.serve.reload import reload
-from bedplate.serve.route import Route, endpoint
+from bedplate.serve.route import Route, endpoint, told
 from bedplate.serve.settings import ServeSettings
 from bedplate.serve.signing import Signer
 
@@ -39,9 +44,9 @@ KEEP_EVERY_S = 60.0
 
 ROUTES: tuple[Route, ...] = (
     *models.ROUTES, *chat.ROUTES, *completions.ROUTES, *embeddings.ROUTES, *classify.ROUTES, *transcriptions.ROUTES, *receipts.ROUTES,
-    *health.ROUTES, *metrics.ROUTES, *admin.ROUTES, *login.ROUTES, *openapi.ROUTES,
+    *health.ROUTES, *metrics.ROUTES, *admin.ROUTES, *login.ROUTES, *openapi.ROUTES, *pages.ROUTES,
 )  # fmt: skip
-"""All of them. Pages of their own are added to these and given to `create_app`."""
+"""All of them. Routes of your own are added to these and given to `create_app`."""
 
 
 class Gateway:
@@ -167,6 +172,11 @@ def create_app(gateway: Gateway, routes: Sequence[Route] = ROUTES) -> ASGIApp:
 
     gateway.routes = tuple(routes)
     app = FastAPI(title="Bedplate", version=bedplate.__version__, lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+
+    @app.exception_handler(HTTPException)
+    async def no_route(request: Request, error: HTTPException) -> Response:
+        return told(Refusal(error.status_code, "there is nothing at this path" if error.status_code == 404 else error.detail.lower()), request.scope)
+
     for route in routes:
         app.add_api_route(route.path, endpoint(route, gateway), methods=[route.method], response_model=None, include_in_schema=False)
     return Door(app, gateway, list(routes))

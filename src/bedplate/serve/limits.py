@@ -117,6 +117,10 @@ class _Account:
         self.tokens = Bucket(limit.tokens_per_minute, now_s)
         self.running = 0
 
+    def use(self, now_s: float) -> Use:
+        left = [bucket.level(now_s) if bucket.per_minute else math.inf for bucket in (self.requests, self.tokens)]
+        return Use(self.running, left[0], left[1])
+
     def idle(self, now_s: float) -> bool:
         return not self.running and self.requests.full(now_s) and self.tokens.full(now_s)
 
@@ -150,6 +154,16 @@ class Use(NamedTuple):
     requests_left: float
     """Infinite: no limit."""
     tokens_left: float
+
+
+class Account(NamedTuple):
+    """What one key or tenant may ask for, and uses now."""
+
+    kind: str
+    """key or tenant."""
+    name: str
+    limit: LimitSettings
+    use: Use
 
 
 class Limiter:
@@ -211,8 +225,22 @@ class Limiter:
         with self._turn:
             now_s = self._clock()
             account = self._tenants.get(tenant) or _Account(self._tenant_limit(tenant), now_s)
-            left = [bucket.level(now_s) if bucket.per_minute else math.inf for bucket in (account.requests, account.tokens)]
-            return Use(account.running, left[0], left[1])
+            return account.use(now_s)
+
+    def accounts(self, caller: Caller | None = None) -> list[Account]:
+        """What is used now: of a caller's tenant and key, or without one, of all that asked lately; tenants first, by name."""
+        with self._turn:
+            now_s = self._clock()
+            if caller is not None:
+                tenants = {caller.tenant: self._tenants.get(caller.tenant) or _Account(self._tenant_limit(caller.tenant), now_s)}
+                keys = {caller.id: self._keys.get(caller.id) or _Account(self.settings.key, now_s)}
+            else:
+                tenants, keys = self._tenants, self._keys
+            return [
+                Account(kind, name, account.limit, account.use(now_s))
+                for kind, accounts in (("tenant", tenants), ("key", keys))
+                for name, account in sorted(accounts.items())
+            ]
 
     @property
     def running(self) -> int:

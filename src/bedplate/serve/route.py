@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
+from starlette.responses import HTMLResponse, Response
+from starlette.types import Scope
 
 from bedplate.core.errors import BedplateError
 from bedplate.serve.caller import Caller
 from bedplate.serve.errors import Refusal, refusal
+from bedplate.serve.pages.render import render, wants_page
 from bedplate.serve.schemas import B, Body, read
 
 if TYPE_CHECKING:
@@ -75,8 +77,12 @@ def answer(value: Any, status: int = 200, headers: Mapping[str, str] | None = No
     return Response(json.dumps(value, ensure_ascii=True, separators=(",", ":"), allow_nan=False), status, headers, "application/json")
 
 
-def told(refused: Refusal) -> Response:
-    """A refusal as an answer."""
+def told(refused: Refusal, scope: Scope) -> Response:
+    """A refusal as an answer: a page where a browser asked for one."""
+    if wants_page(scope["headers"]):
+        caller, request_id = scope["state"].get("caller"), scope["state"]["request_id"]
+        page = render("refusal.html", scope["path"], caller, True, refused=refused, request_id=request_id)
+        return HTMLResponse(page, refused.status, refused.headers)
     return Response(refused.body(), refused.status, refused.headers, "application/json")
 
 
@@ -97,10 +103,10 @@ def endpoint(route: Route, gateway: Gateway) -> Callable[[Request], Awaitable[Re
             refused = refusal(error, call.id)
             if refused.status >= 500:
                 gateway.log(call.id, error)
-            return told(refused)
+            return told(refused, request.scope)
         except Exception as error:
             gateway.log(call.id, error)
-            return told(refusal(error, call.id))
+            return told(refusal(error, call.id), request.scope)
 
     called.__name__ = f"{route.method.lower()}{route.path.replace('/', '_').replace('{', '').replace('}', '').replace(':', '_')}"
     called.__doc__ = (route.handler.__doc__ or "").partition("\n")[0]

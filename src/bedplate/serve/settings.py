@@ -121,6 +121,8 @@ class ServeSettings:
     """routes.toml: which place may answer what. Without one, every model answers itself."""
     spent: Path | None = None
     """File that keeps what was spent today at places with a price."""
+    runs: tuple[Path, ...] = ()
+    """Folders of runs, or folders that hold some: the pages show their curves to admins, and find in them what a model was made from."""
     session_s: float = 28_800.0
     """How long a browser stays logged in."""
 

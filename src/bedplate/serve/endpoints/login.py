@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-from html import escape
 from urllib.parse import parse_qs, quote
 
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from bedplate.serve.door import READ
 from bedplate.serve.errors import Refusal
+from bedplate.serve.pages.render import render
 from bedplate.serve.reception import same_origin
 from bedplate.serve.route import ANY, PUBLIC, Call, Route
 from bedplate.serve.sessions import cookie
 
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>Bedplate: log in</title></head>
-<body><main><h1>Log in</h1>{trouble}
-<form method="post" action="/login"><input type="hidden" name="next" value="{next}">
-<p><label>Key <input name="key" type="password" autocomplete="current-password" required autofocus></label> <button>Log in</button></p></form>
-</main></body></html>
-"""
-
 
 async def form(call: Call) -> Response:
     """The form."""
+    if call.gateway.reception.open:
+        return RedirectResponse("/", 303)  # without keys there is nothing to log in with
     return HTMLResponse(page(call.request.query_params.get("next", "/")))
 
 
@@ -49,8 +43,8 @@ async def log_out(call: Call) -> Response:
 
 
 def page(onwards: str, trouble: str = "") -> str:
-    """The form as a page that needs no other file."""
-    return PAGE.format(next=escape(local_path(onwards)), trouble=f'<p role="alert">{escape(trouble)}</p>' if trouble else "")
+    """The form."""
+    return render("login.html", "/login", None, onwards=local_path(onwards), trouble=trouble)
 
 
 def local_path(path: str) -> str:

@@ -6,10 +6,12 @@ import re
 from html import escape
 from typing import Any
 
+from markupsafe import Markup
 from pydantic.json_schema import models_json_schema
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import Response
 
 import bedplate
+from bedplate.serve.pages.page import page
 from bedplate.serve.route import ANY, PUBLIC, Call, Route, answer
 
 
@@ -20,7 +22,8 @@ async def openapi(call: Call) -> Response:
 
 async def docs(call: Call) -> Response:
     """The description for people."""
-    return HTMLResponse(page(description(call.gateway.routes)))
+    title = f"Bedplate {bedplate.__version__}: interface"
+    return page(call, "interface.html", title=title, content=Markup(contents(description(call.gateway.routes))))
 
 
 def description(routes: tuple[Route, ...]) -> dict[str, Any]:
@@ -54,25 +57,26 @@ _RESPONSES = {
 }
 
 
-def page(told: dict[str, Any]) -> str:
-    """The description as one page, with headings, tables and links within it."""
-    out = ["<!doctype html>", '<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">']
-    out += ["<title>Bedplate: interface</title></head><body><main>", f"<h1>Bedplate {escape(told['info']['version'])}: interface</h1>"]
+def contents(told: dict[str, Any]) -> str:
+    """The description as headings, tables and links within them."""
+    out = [f"<h1>Bedplate {escape(told['info']['version'])}: interface</h1>"]
     out += ['<p>The same for machines: <a href="/openapi.json">openapi.json</a>.</p>']
     for path, methods in told["paths"].items():
+        if path == "/" or path.startswith("/pages/"):  # for people, who find them above
+            continue
         for method, one in methods.items():
             out.append(f"<h2><code>{method.upper()} {escape(path)}</code></h2><p>{escape(one['summary'])} {escape(one['description'])}</p>")
             if "requestBody" in one:
                 out.append(f"<p>Body: {_kind(one['requestBody']['content']['application/json']['schema'])}</p>")
     for name, schema in sorted(told["components"]["schemas"].items()):
         out.append(f'<h2 id="{escape(name)}">{escape(name)}</h2><p>{escape(schema.get("description", ""))}</p>')
-        out.append("<table><thead><tr><th>key</th><th>type</th><th>what</th></tr></thead><tbody>")
+        out.append("<div class=\"scroll\"><table><thead><tr><th>key</th><th>type</th><th>what</th></tr></thead><tbody>")
         required = schema.get("required", [])
         for key, one in schema.get("properties", {}).items():
             needed = " (required)" if key in required else ""
             out.append(f"<tr><td><code>{escape(key)}</code>{needed}</td><td>{_kind(one)}</td><td>{escape(one.get('description', ''))}</td></tr>")
-        out.append("</tbody></table>")
-    return "\n".join([*out, "</main></body></html>"])
+        out.append("</tbody></table></div>")
+    return "\n".join(out)
 
 
 def _kind(schema: dict[str, Any]) -> str:
