@@ -58,9 +58,11 @@ def ask(engine, request, **kept):
     return heard
 
 
-def picture(base, before=5, after=7, seed=0):
+def picture(base, before=5, after=7, seed=0, last_row=None):
     """Words, a picture of 49 patches that see each other both ways, words."""
     pixels = np.random.default_rng(seed).integers(0, 256, (28, 28, 1), dtype=np.uint8)
+    if last_row is not None:
+        pixels[-1] = last_row
     parts = [said(words(base, before, seed).tokens, False), Segment("image", pixels), said(words(base, after, seed + 1).tokens, False)]
     return compose(parts, base.model.config)
 
@@ -162,6 +164,20 @@ def test_a_picture_is_seen_as_an_answer_alone_sees_it(tmp_path, backend):
         assert base.decode(np.array(one.wait().tokens, np.int64)) == answer(base, positions, ends, 16)
     again = [ask(engine, Request(one, Sampling(max_tokens=16), ends=ends)).wait() for one in asked]
     assert [one.tokens for one in again] == [one.tokens for one in heard[:4]] and all(one.cached_tokens >= 48 for one in again)
+    engine.close()
+
+
+def test_a_page_is_not_shared_where_its_picture_differs_behind_it(tmp_path):
+    """The first patches see the last ones, which stand pages later."""
+    base = Base.load(tiny_base(tmp_path, tiny_specs()))
+    engine = Engine(base, USUAL)
+    for last_row, cached in ((0, 0), (255, 0), (0, 48), (255, 48)):
+        asked = picture(base, last_row=last_row)
+        heard = ask(engine, Request(asked, Sampling(max_tokens=8))).wait()
+        assert heard.cached_tokens == cached
+        assert base.decode(np.array(heard.tokens, np.int64)) == answer(base, asked, (), 8)
+    long = [picture(base, before=20, last_row=last_row) for last_row in (0, 255)]
+    assert [ask(engine, Request(one, Sampling(max_tokens=1))).wait().cached_tokens for one in long] == [0, 16], "the words before it are shared"
     engine.close()
 
 
@@ -322,6 +338,18 @@ def test_a_failing_step_fails_its_requests_and_the_engine_lives(base, engine, mo
     lost = ask(engine, Request(positions)).wait()
     assert "no room" in str(lost.error) and lost.finish is None and lost.ends == 1
     assert ask(engine, Request(positions, Sampling(max_tokens=5))).wait().tokens == greedily(base, positions, 5)
+
+
+def test_who_has_ended_is_not_told_again_when_the_step_fails_behind_it(base, engine, monkeypatch):
+    class Failing(list):
+        def append(self, item):
+            monkeypatch.undo()
+            raise MemoryError("no room")
+
+    monkeypatch.setattr(engine, "_rate", Failing())
+    heard = ask(engine, Request(words(base, 20), Sampling(max_tokens=1))).wait()
+    ask(engine, Request(words(base, 5), Sampling(max_tokens=1))).wait()
+    assert heard.ends == 1 and heard.error is None and heard.finish == "length"
 
 
 def test_closed_while_busy_everybody_hears_of_it_once(base):
