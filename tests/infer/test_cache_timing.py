@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-
 from benchmarks.cache_timing import PROMPT_TOKENS, VOCABULARY, auc, interval, open_engine, seconds
 
 
