@@ -33,6 +33,8 @@ HEADLINES: tuple[tuple[str, str, str], ...] = (
     ("attack_techniques", "words_attack_micro_f1", "report sentence to ATT&CK technique, micro-F1, folds by report (TF-IDF + SVM .842, aim ≥ .86)"),
     ("attack_techniques", "words_attack_macro_f1", "the same, macro-F1 (TF-IDF + SVM .730, aim ≥ .77)"),
     ("attack_techniques", "words_attack_top_3", "the same, the right one among the first three (aim ≥ .95)"),
+    ("cache_timing", "auc_between_tenants", "telling from the time to the first token whether another tenant asked before, AUC (aim 0.5 ± 0.05)"),
+    ("cache_timing", "auc_within_a_tenant", "the same attack within one tenant, where it must succeed (aim ≥ 0.8)"),
     ("gpu_small", "tokens_per_s", "125M text model on one GPU (aim ≥ 400k tokens/s on an H100)"),
 )
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bedplate.core.errors import StateError
 from bedplate.core.generation import Sampling
 from bedplate.infer.sampling import draw, logprobs, plain
 
@@ -142,6 +143,15 @@ def test_a_constraint_leaves_what_may_come():
     assert draw(LOGITS, Sampling(), 0, NONE, NONE, Only(None)).token == LOGITS.argmax()
     forced = drawn(Sampling(temperature=1.0, logit_bias={3: 100}), constraint=Only([1, 2]), count=100)
     assert forced[3] == 0 and forced.sum() == 100, "a bias does not break a constraint"
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_where_nothing_may_come_nothing_is_made_up(temperature):
+    logits = LOGITS.copy()
+    logits[[0, 9]] = -np.inf
+    for tokens in ([], [0, 9]):
+        with pytest.raises(StateError, match="no token"):
+            draw(logits, Sampling(temperature=temperature), 0, NONE, NONE, Only(tokens))
 
 
 @pytest.mark.parametrize("most", [0, 1, 5, 20])

@@ -160,7 +160,18 @@ def test_the_first_is_never_put_back():
     assert [one.number for one in world.ended] == [one.number for one in (first, *others)]
 
 
-def test_guesses_put_nobody_back_and_come_after_everybodys_own_position():
+def test_a_guess_puts_nobody_back():
+    world = Simulation(pages=4, positions=64, most_running=4, guesses=100)
+    running = [world.add(request(np.arange(10) + n, max_tokens=20)) for n in range(4)]
+    world.step()
+    for one in running:
+        one.drafted = np.zeros(0, np.int64)
+    running[0].drafted = np.arange(12)  # would need a second page, and there is none
+    portions = world.step()
+    assert world.scheduler.preemptions == 0 and len(portions) == 4 and portions[0].end == PAGE, "as far as its own page reaches"
+
+
+def test_guesses_come_after_everybodys_own_position():
     world = Simulation(pages=6, positions=4, most_running=4, guesses=100)
     running = [world.add(request(range(n, n + 3), max_tokens=12)) for n in range(4)]
     for _ in range(60):

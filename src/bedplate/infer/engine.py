@@ -276,8 +276,9 @@ class Engine:
                 self._finish_states(running)
                 continue
             if running.request.prompt_logprobs is not None and not running.said:
+                told = read(running, self.runner, self.shape.rows)
                 with _survives():
-                    running.listener.read(read(running, self.runner, self.shape.rows))
+                    running.listener.read(told)
                 if running.most == running.asked:
                     self._end(running, (), "length")
                     continue

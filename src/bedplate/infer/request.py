@@ -91,8 +91,3 @@ class Request:
 
     prompt_logprobs: int | None = None
     """None: none; k: of each token of the question, and of the k likeliest in its place."""
-
-    @property
-    def salt(self) -> tuple[str, str, str]:
-        """What is kept of it serves only requests with the same."""
-        return self.tenant, self.adapter, self.policy

@@ -9,6 +9,7 @@ import math
 import numpy as np
 from jaxtyping import Float, Int
 
+from bedplate.core.errors import StateError
 from bedplate.core.generation import Sampling
 from bedplate.infer.request import Constraint, Drawn
 
@@ -39,6 +40,8 @@ def draw(
         prompt: tokens of the question.
         said: tokens of the answer so far.
         constraint: which tokens may come.
+    Raises:
+        StateError: none may.
     """
     changed = _changed(logits, sampling, prompt, said)
     if constraint is not None:
@@ -90,7 +93,10 @@ def _allowed(logits: np.ndarray, constraint: Constraint) -> np.ndarray:
     if not constraint.allow(words):
         return logits
     may = np.unpackbits(words.view(np.uint8), bitorder="little")[: len(logits)].astype(bool)
-    return np.where(may, logits, np.float32(-np.inf))
+    allowed: np.ndarray = np.where(may, logits, np.float32(-np.inf))
+    if not (allowed > -np.inf).any():
+        raise StateError("the answer's form lets no token come that may be said", "loosen the form, or leave logit_bias and ignore_end out")
+    return allowed
 
 
 def _drawn(logits: np.ndarray, sampling: Sampling, position: int) -> int:
