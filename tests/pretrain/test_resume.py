@@ -43,6 +43,8 @@ def child(folder: Path, pause_s: float, stall_at: str) -> None:
     class SlowRows(SmallRows):
         def batch(self, first_row, rows, context):
             time.sleep(pause_s)
+            with (folder / "batches").open("ab") as handle:
+                handle.write(b".")
             return super().batch(first_row, rows, context)
 
     def stalling(function, after: bool):
@@ -71,17 +73,19 @@ def child(folder: Path, pause_s: float, stall_at: str) -> None:
     training.train()
 
 
-def attempt(context, folder: Path, delay_s: float | None, stall_at: str = "") -> None:
-    """Start a training and kill it after a delay, or once it stands still."""
-    for name in ("training", "stalled"):
+def attempt(context, folder: Path, batches: int, delay_s: float, stall_at: str = "") -> None:
+    """Start a training and kill it a moment after it has read so many batches, or once it stands still."""
+    for name in ("training", "stalled", "batches"):
         (folder / name).unlink(missing_ok=True)
     process = context.Process(target=child, args=(folder, 0.002, stall_at))
     process.start()
     marker = folder / ("stalled" if stall_at else "training")
     while not marker.exists() and process.is_alive():
         time.sleep(0.002)
-    if delay_s is not None and not stall_at:
-        time.sleep(delay_s)
+    read = folder / "batches"
+    while not stall_at and process.is_alive() and (read.stat().st_size if read.exists() else 0) < batches:
+        time.sleep(0.001)
+    time.sleep(delay_s)
     assert marker.exists(), f"the run ended before it could be killed at {stall_at!r}"
     process.kill()
     process.join()
@@ -105,11 +109,11 @@ def test_killed_runs_end_with_the_weights_of_an_uninterrupted_one(tmp_path, cont
 
     rng = random.Random(5)
     points = ["first file", "before manifest", "before rename", "after rename", "deleting"]
-    kills = [(rng.uniform(0.0, 0.1), "") for _ in range(20)] + [(None, point) for point in points]
+    kills = [(rng.randint(0, 12), rng.uniform(0.0, 0.01), "") for _ in range(20)] + [(0, 0.0, point) for point in points]
     rng.shuffle(kills)
     killed_before_end = 0
-    for delay_s, point in kills:
-        attempt(context, torn, delay_s, point)
+    for batches, delay_s, point in kills:
+        attempt(context, torn, batches, delay_s, point)
         steps = [p.name for p in list_checkpoints(torn / FOLDER)]
         killed_before_end += "step-00000150" not in steps
     process = context.Process(target=child, args=(torn, 0.0, ""))
