@@ -416,12 +416,24 @@ def test_a_beginning_serves_its_own_tenant_and_policy_only(base, engine):
 def test_many_guesses_beside_many_that_begin_fit_the_workplaces(base):
     """One request alone guesses far ahead; then as many begin at once as may run."""
     engine = Engine(base, replace(USUAL, most_running=64, context=64, cache_bytes=2**24, drafts=12))
-    for _ in range(5):
-        alone = ask(engine, Request(compose([said([20, 21] * 8, False)], base.model.config), Sampling(max_tokens=40, logit_bias={20: 100, 21: 99})))
-        while len(alone.drawn) < 4 and not alone.ends:
-            time.sleep(0.0005)
-        many = [ask(engine, Request(words(base, 2, n), Sampling(max_tokens=3))) for n in range(63)]
-        assert all(one.wait().error is None for one in (alone, *many))
+    reached, go = threading.Event(), threading.Event()
+
+    class Waiting(Heard):
+        def heard(self, drawn, finish):
+            enough = super().heard(drawn, finish)
+            if len(self.drawn) >= 8:
+                reached.set()
+                go.wait(20)  # all the others arrive before the next step
+            return enough
+
+    alone, most = Waiting(), []
+    logits = engine.runner.logits
+    engine.runner.logits = lambda states: most.append(len(states)) or logits(states)
+    engine.submit(Request(compose([said([20] * 16, False)], base.model.config), Sampling(max_tokens=40, logit_bias={20: 100})), alone)
+    reached.wait(20)
+    many = [ask(engine, Request(words(base, 2, n), Sampling(max_tokens=3))) for n in range(63)]
+    go.set()
+    assert all(one.wait().error is None for one in (alone, *many)) and max(most) > 64
     settle(engine)
     engine.close()
 
