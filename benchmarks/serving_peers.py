@@ -63,8 +63,10 @@ class Measured(NamedTuple):
 
 
 OURS = str(WORKER.with_name("serving_ours.py"))
+OURS_NAME = "ours_int8"
+"""What the ratios compare the others with."""
 ENTRIES = (
-    Entry("ours_int8", "ours", "folder", {"precision": "int8"}, OURS),
+    Entry(OURS_NAME, "ours", "folder", {"precision": "int8"}, OURS),
     Entry("ours_float32", "ours", "folder", {"precision": "float32"}, OURS),
     Entry("llama_cpp_q8_0", "llama.cpp", "q8_0", {"n_ubatch": 2048}),
     Entry("llama_cpp_f16", "llama.cpp", "f16", {"n_ubatch": 2048}),
@@ -207,7 +209,12 @@ def main() -> None:
             metrics[f"{name}_decode"] = ([turn.decode for turn in turns], "tokens/s")
             metrics[f"{name}_prefill"] = ([turn.prefill for turn in turns], "tokens/s")
             metrics[f"{name}_per_core"] = ([turn.processor for turn in turns], "tokens per core second")
-        append("serving_peers", {**conditions, "concurrent": concurrent, "load": f"{os.getloadavg()[0]:.1f}"}, metrics)
+        if (ours := found.get(OURS_NAME)) is not None:
+            for name, turns in found.items():
+                if name != OURS_NAME:
+                    metrics[f"speed_ratio_vs_{name}"] = ([a.total / b.total for a, b in zip(ours, turns)], "ratio")
+                    metrics[f"decode_ratio_vs_{name}"] = ([a.decode / b.decode for a, b in zip(ours, turns)], "ratio")
+        append(f"serving_peers_{concurrent}", {**conditions, "concurrent": concurrent, "load": f"{os.getloadavg()[0]:.1f}"}, metrics)
     if arguments.perplexity:
         found_perplexities = perplexities(entries, models, arguments.threads, arguments.openvino)
         append(
