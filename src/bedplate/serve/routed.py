@@ -106,7 +106,7 @@ class RoutedAnswer:
                 self._refuse(name, "the day's budget is spent", error)
                 return False
         unsure = self.plan.uncertain
-        judge = bool(unsure.to) and unsure.to != name and self._spare is None and self.ask.sampling.n == 1 and self.ask.want == "text"
+        judge = bool(unsure.to) and unsure.to != name and self._spare is None and self.ask.sampling.n == 1 and self.ask.want == "text" and not self.ask.echo
         one = _Try(name, leave, money, judged=not judge)
         with self._turn:
             self._current = one

@@ -69,6 +69,9 @@ def test_what_will_not_pass_is_not_tried_again_and_never_tells_the_key(remote, s
     stand_in.faults.append((401, {"error": {"message": f"bad key {KEY}"}}, {}))
     error = failure(remote)
     assert len(stand_in.seen) == 1 and "***" in error.message and "STAND_IN_KEY" in error.hint
+    assert error.status == 401 and not error.asker_is_at_fault
+    stand_in.faults.append((422, {"error": {"message": "no such form"}}, {}))
+    assert failure(remote).asker_is_at_fault
 
 
 def test_an_answer_that_breaks_off_is_not_asked_for_twice(remote, stand_in):

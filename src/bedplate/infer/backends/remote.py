@@ -279,7 +279,9 @@ def _refusal(status: int, said: bytes, key: str, settings: Settings) -> RemoteEr
         404: "see whether the address ends in /v1 and the model is one of the endpoint's",
         429: "ask less often, or raise the limit at the endpoint",
     }
-    return RemoteError(f"{host} answered {status}: {told}", hints.get(status, "ask again later" if status >= 500 else "change what it names"))
+    refused = RemoteError(f"{host} answered {status}: {told}", hints.get(status, "ask again later" if status >= 500 else "change what it names"))
+    refused.status = status  # a question that was refused for what it is says nothing of the endpoint's health
+    return refused
 
 
 def _unreachable(error: httpx.TransportError, settings: Settings, began: bool) -> RemoteError:
