@@ -32,13 +32,20 @@ def test_answers_and_commands(say, tmp_path):
     assert [turn["role"] for turn in kept] == ["system", "user", "assistant"] and kept[1]["content"] == "the river"
 
 
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_who_computes_is_told(say, precision):
+    code, out, err = say(["the river"], "--precision", precision, "--json")
+    assert code == 0 and (runner := json.loads(out)["runner"]) and runner.startswith(("cpu", "torch"))
+    assert precision in runner or runner.startswith("torch"), "without a compiler torch computes"
+
+
 def test_json_holds_every_answer(say):
     code, out, _ = say(["the river", "and"], "--json")
     made = json.loads(out)
     assert code == 0 and len(made["answers"]) == 2 and made["adapter"] is None and all(answer["tokens"] <= 8 for answer in made["answers"])
 
 
-@pytest.mark.parametrize(("line", "told"), [("/sett", "/set"), ("/set tempature=1", "temperature"), ("/set seed=x", "no number"), ("/save", "no file")])
+@pytest.mark.parametrize(("line", "told"), [("/sett", "/set"), ("/set tempature=1", "temperature"), ("/set seed=x", "no number"), ("/set top_p=0", "top_p"), ("/save", "no file")])
 def test_a_script_that_asks_for_what_is_not_there_ends_with_an_error(say, line, told):
     code, _, err = say([line])
     assert code == 2 and told in err

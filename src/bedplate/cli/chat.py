@@ -5,23 +5,27 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Generator
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from bedplate.cli.app import Here, ModelFolder
 
 if TYPE_CHECKING:
+    from bedplate.core.console import Console
     from bedplate.infer.conversation import Conversation
+    from bedplate.infer.speakers import Speakers
 
 HELP = """/help                  this
-/set                   how answers are drawn, and /set temperature=0.7 changes it (max_tokens, temperature, top_p, seed)
+/set                   how answers are drawn, and /set temperature=0.7 changes it (max_tokens, temperature, top_k, top_p, min_p, seed, penalties)
 /adapter FOLDER        answer with an adapter; /adapter none: as the base does
 /system TEXT           what the model is told first; without a text: nothing
 /again                 another answer to the last question
 /clear                 forget the conversation
 /save FILE             write the conversation as a line of JSONL, which `bedplate adapt` can learn from
 /quit                  leave (also Ctrl-D); Ctrl-C stops an answer"""
+SETTINGS = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "seed")
+"""Of how answers are drawn, what /set changes."""
 
 
 def chat(
@@ -33,6 +37,7 @@ def chat(
     temperature: float = 0.0,
     top_p: float = 0.95,
     seed: int = 0,
+    precision: Literal["auto", "float32", "int8"] = "auto",
     console: Here,
 ) -> None:
     """Talk to a model. Questions come from the terminal, or a line each from a pipe.
@@ -45,15 +50,28 @@ def chat(
         temperature: 0 takes the likeliest token.
         top_p: only the likeliest tokens that together have this probability.
         seed: of the draws.
+        precision: of weights and, for int8, of activations; auto: int8 where the compiled trunk can be had, bfloat16 on a GPU, else float32.
     """
-    from bedplate.core.errors import BedplateError
+    from bedplate.core.generation import Sampling
     from bedplate.data.chat import Message
-    from bedplate.infer.conversation import Conversation, Sampling
+    from bedplate.infer.conversation import Conversation
+    from bedplate.infer.engine_settings import EngineSettings
+    from bedplate.infer.speakers import Speakers
 
-    sampling = Sampling(max_tokens, temperature, top_p, seed)
-    talk = Conversation(_base(model, adapter), [Message("system", system)] if system else [], sampling)
-    asked_by_hand = sys.stdin.isatty()
-    console.say(f"{model} answers {_by(adapter)}." + (" /help shows what else there is." if asked_by_hand else ""))
+    sampling = Sampling(max_tokens, temperature, top_p=top_p, seed=seed)
+    with Speakers(model, EngineSettings(precision=precision, most_running=1)) as speakers:
+        talk = Conversation(*speakers.choose(adapter), [Message("system", system)] if system else [], sampling)
+        runner = speakers.engine.runner.name
+        asked_by_hand = sys.stdin.isatty()
+        console.say(f"{model} answers {_by(adapter)} ({runner})." + (" /help shows what else there is." if asked_by_hand else ""))
+        answers = _talk(speakers, talk, asked_by_hand, console)
+    console.data({"model": str(model), "adapter": str(adapter) if adapter else None, "runner": runner, "answers": answers})
+
+
+def _talk(speakers: Speakers, talk: Conversation, asked_by_hand: bool, console: Console) -> list[dict[str, Any]]:
+    """Answer line by line; every answer with what it took."""
+    from bedplate.core.errors import BedplateError
+
     answers: list[dict[str, Any]] = []
 
     def answer(pieces: Generator[str]) -> None:
@@ -82,29 +100,15 @@ def chat(
                 answer(talk.again())
             elif word == "/adapter":
                 chosen = None if rest.strip() in ("", "none") else Path(rest.strip())
-                talk = Conversation(_base(model, chosen), talk.turns, talk.sampling)
-                console.say(f"answers come {_by(chosen)}")
+                talk.generator, talk.worker = speakers.choose(chosen)
+                console.say(f"answers come {_by(chosen)} ({speakers.engine.runner.name})")
             else:
                 console.say(_command(talk, word, rest.strip()))
         except BedplateError as error:  # a slip of the hand does not end a conversation
             if not asked_by_hand:
                 raise
             console.error(error)
-    console.data({"model": str(model), "adapter": str(adapter) if adapter else None, "answers": answers})
-
-
-def _base(model: Path, adapter: Path | None) -> Any:
-    """The base, with the adapter in it."""
-    from bedplate.adapt.base import Base
-    from bedplate.core.errors import ConfigError
-    from bedplate.infer.worker import Worker
-
-    if adapter is None:
-        return Base.load(model)
-    worker = Worker.load(model, adapter)
-    if worker.task.name != "generate":
-        raise ConfigError(f"{adapter} learned to {worker.task.name}, not to talk", f"ask it with `bedplate predict {model} {adapter} FILE`")
-    return worker.base
+    return answers
 
 
 def _by(adapter: Path | None) -> str:
@@ -122,14 +126,14 @@ def _command(talk: Conversation, word: str, rest: str) -> str:
     if word == "/set":
         if rest:
             name, _, value = rest.partition("=")
-            kinds = {field.name: type(getattr(talk.sampling, field.name)) for field in fields(talk.sampling)}
+            kinds = {known: type(getattr(talk.sampling, known)) for known in SETTINGS}
             if name.strip() not in kinds:
                 raise ConfigError(f"there is nothing called {name.strip()!r} to set", did_you_mean(name.strip(), kinds))
             try:
                 talk.sampling = replace(talk.sampling, **{name.strip(): kinds[name.strip()](value)})
             except ValueError as error:
                 raise ConfigError(f"{value!r} is no number", f"/set {name.strip()}={getattr(talk.sampling, name.strip())}") from error
-        return ", ".join(f"{field.name}={getattr(talk.sampling, field.name)}" for field in fields(talk.sampling))
+        return ", ".join(f"{known}={getattr(talk.sampling, known)}" for known in SETTINGS)
     if word == "/system":
         talk.turns = [*([Message("system", rest)] if rest else []), *(turn for turn in talk.turns if turn.role != "system")]
         return "told first: " + (rest or "nothing")

@@ -7,7 +7,8 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from collections.abc import Generator as Pieces
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Self
 
@@ -278,7 +279,7 @@ Deliver = Callable[[Piece], None]
 """Takes the pieces of one answer, in order, from the generator's thread; must not block."""
 
 
-def stream(generator: Generator, ask: Ask) -> Iterator[Piece]:
+def stream(generator: Generator, ask: Ask) -> Pieces[Piece]:
     """The pieces of an answer as they come; closed early, the answer is cancelled.
 
     Raises:

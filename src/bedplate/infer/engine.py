@@ -68,7 +68,7 @@ class Engine:
         self.base, self.settings = base, settings or EngineSettings()
         self.shape = self.settings.derive(base.model)
         self.runner = open_runner(base.model, self.settings, self.shape)
-        self.context = self.shape.context
+        self.context = min(self.shape.context, self.shape.pages * PAGE)
         self._adapters = Adapters(base, self.settings.adapter_bytes)
         pages = Pages(self.shape.pages)
         self._scheduler = Scheduler(
@@ -111,10 +111,9 @@ class Engine:
             raise ConfigError(f"there is no token {tokens.min() if tokens.min() < 0 else tokens.max()}", f"tokens are 0 to {config.vocab_size - 1}")
         if layers is not None and not 0 <= layers <= config.num_hidden_layers:
             raise ConfigError(f"the mean of {layers} layers was asked for", f"the model has {config.num_hidden_layers}; 0 is the state after the last norm")
-        most = min(self.context, self.shape.pages * PAGE)
-        if asked + wanted > most:
-            hint = f"ask for at most {max(0, most - asked)} tokens"
-            raise ConfigError(f"{asked} positions are asked and {wanted} tokens wanted, which is more than {most}", hint)
+        if asked + wanted > self.context:
+            hint = f"ask for at most {max(0, self.context - asked)} tokens"
+            raise ConfigError(f"{asked} positions are asked and {wanted} tokens wanted, which is more than {self.context}", hint)
         if (longest := _longest_block(request.positions.block)) > self.shape.block:
             raise ConfigError(f"{longest} positions see each other both ways", f"at most {self.shape.block}, the model's largest picture")
         embedded = self._embed(request) if request.positions.units else None
