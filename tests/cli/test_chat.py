@@ -5,7 +5,12 @@ import json
 
 import pytest
 
+from bedplate.adapt.loop import adapt
+from bedplate.adapt.settings import AdaptSettings, ExampleSettings, MethodSettings, TrainSettings
+from bedplate.core.config import Resolved
 from bedplate.core.console import printable
+from bedplate.core.run import Run
+from bedplate.infer.worker import Worker
 from bedplate.testing.bases import tiny_base
 
 
@@ -51,21 +56,32 @@ def test_a_script_that_asks_for_what_is_not_there_ends_with_an_error(say, line, 
     assert code == 2 and told in err
 
 
-def test_an_adapter_of_another_job_is_refused(say, model, tmp_path):
-    import numpy as np
-
-    from bedplate.adapt.loop import adapt
-    from bedplate.adapt.settings import AdaptSettings, ExampleSettings, MethodSettings, TrainSettings
-    from bedplate.core.config import Resolved
-    from bedplate.core.run import Run
-
-    file = tmp_path / "rows.jsonl"
-    rng = np.random.default_rng(0)
-    file.write_text("".join(json.dumps({"text": f"w{rng.integers(99)}", "label": str(n % 2)}) + "\n" for n in range(16)))
-    made = AdaptSettings(model, tmp_path / "a", "classify", ExampleSettings(file), MethodSettings("probe"), train=TrainSettings(threads=1))
-    with Run.open(tmp_path / "a.run", "adapt", Resolved(made, {})) as opened:
+def learned(model, to, task, method, rows, **train):
+    """An adapter, as `bedplate adapt` makes one."""
+    to.with_suffix(".jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    train = TrainSettings(device="cpu", threads=1, **train)
+    made = AdaptSettings(model, to, task, ExampleSettings(to.with_suffix(".jsonl")), MethodSettings(method), train=train)
+    with Run.open(to.with_suffix(".run"), "adapt", Resolved(made, {})) as opened:
         adapt(made, opened)
-    code, _, err = say(["x"], "--adapter", tmp_path / "a")
+    return to
+
+
+@pytest.mark.parametrize(("method", "lr"), [("lora", 3e-2), ("full", 3e-3)])
+def test_another_adapter_answers_from_then_on(say, model, tmp_path, method, lr):
+    rows = [{"prompt": f"the river {n}", "completion": "lamps lamps"} for n in range(8)]
+    folder = learned(model, tmp_path / method, "generate", method, rows, epochs=6, lr=lr)
+    lines = ["the river", "/clear", f"/adapter {folder}", "the river", "/clear", "/adapter none", "the river"]
+    code, out, _ = say(lines, "--precision", "float32", "--json")
+    first, adapted, again = (answer["answer"] for answer in json.loads(out)["answers"])
+    assert code == 0 and first == again
+    assert adapted == Worker.load(model, folder).generate(["the river"], max_tokens=8)[0] != first
+    code, out, _ = say(["the river"], "--precision", "float32", "--adapter", folder, "--json")
+    assert code == 0 and json.loads(out)["answers"][0]["answer"] == adapted
+
+
+def test_an_adapter_of_another_job_is_refused(say, model, tmp_path):
+    folder = learned(model, tmp_path / "a", "classify", "probe", [{"text": f"w{n * 7}", "label": str(n % 2)} for n in range(16)])
+    code, _, err = say(["x"], "--adapter", folder)
     assert code == 2 and "learned to classify" in err and "bedplate predict" in err
 
 

@@ -39,11 +39,6 @@ class Cache:
         self.keys[layer], self.values[layer] = keys, values
         return keys, values
 
-    def crop(self, length: int) -> None:
-        """Forget every position from `length` on."""
-        self.keys = [None if keys is None or not length else keys[:, :, :length] for keys in self.keys]
-        self.values = [None if values is None or not length else values[:, :, :length] for values in self.values]
-
 
 class RMSNorm(nn.Module):
     """x / rms(x) * weight."""
