@@ -109,7 +109,7 @@ def test_killed_runs_end_with_the_weights_of_an_uninterrupted_one(tmp_path, cont
 
     rng = random.Random(5)
     points = ["first file", "before manifest", "before rename", "after rename", "deleting"]
-    kills = [(rng.randint(0, 12), rng.uniform(0.0, 0.01), "") for _ in range(20)] + [(0, 0.0, point) for point in points]
+    kills = [(rng.randint(0, 40), rng.uniform(0.0, 0.01), "") for _ in range(20)] + [(0, 0.0, point) for point in points]
     rng.shuffle(kills)
     killed_before_end = 0
     for batches, delay_s, point in kills:
