@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import socket
@@ -42,6 +43,8 @@ def run(gateway: Gateway, app: ASGIApp, on_ready: Callable[[str], None] = lambda
     """
     listener = bind(gateway.settings.listen)
     server = Server(gateway, app, on_ready)
+    gc.collect()
+    gc.freeze()  # models and modules stay; a collection that walks through them holds every stream
     server.run(sockets=[listener])
 
 
