@@ -34,6 +34,7 @@ def serve(
     """
     from bedplate.core.config import load
     from bedplate.core.errors import ConfigError
+    from bedplate.infer.native import Native
     from bedplate.serve.backends import closing, open_models, open_places
     from bedplate.serve.gateway import Gateway, create_app
     from bedplate.serve.listen import run
@@ -60,6 +61,9 @@ def serve(
 
         def ready(address: str) -> None:
             console.say(f"{names} at {address}/v1")
+            for called, generator in generators.items():
+                if isinstance(generator, Native):
+                    console.say(f"{called} is computed by {generator.computed_by}")
             if gateway.reception.open:
                 console.say("there are no keys: anybody on this machine may ask for anything")
             console.data({"address": address, "models": [target.name for target in gateway.models.all()]})

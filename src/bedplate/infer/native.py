@@ -31,6 +31,7 @@ from bedplate.core.errors import BedplateError, ConfigError, ResourceError, Stat
 from bedplate.core.generation import Alternative, Ask, Deliver, Finish, Form, Label, Load, Piece, Ticket, TokenLogprob, ToolCall, Usage, WorkerCard
 from bedplate.infer import tools
 from bedplate.infer.adapters import Registered
+from bedplate.infer.engine import Engine
 from bedplate.infer.grammar import Grammars
 from bedplate.infer.reading import Question, ends_of, read
 from bedplate.infer.request import Drawn, Listener, Request
@@ -113,6 +114,11 @@ class Native:
             answer.abandon()
             raise
         return answer
+
+    @property
+    def computed_by(self) -> str:
+        """What computes, and in which numbers: "cpu int8", "torch float32 cpu"."""
+        return self._engine.runner.name if isinstance(self._engine, Engine) else type(self._engine).__name__
 
     def workers(self) -> Sequence[WorkerCard]:
         return [self._card("", None), *(self._card(name, one) for name, one in sorted(self._engine.adapters.items()))]
