@@ -155,7 +155,7 @@ LARGE = Recipe(dict.fromkeys(ARMS, (1e-4, 3e-4, 1e-3)), 8, {50: 30, 200: 60, 100
 
 JOBS: dict[str, Job] = {
     "mnist10k": Job("handwritten digits", pictures_or_sounds(things.digits, 400), SMALL, 1000),
-    "fsdd": Job("spoken digits of new speakers", pictures_or_sounds(things.new_speakers, 150), SMALL, 1000),
+    "fsdd": Job("spoken digits of new speakers", pictures_or_sounds(things.new_speakers, 600), SMALL, 1000),
     "tram": Job("ATT&CK technique of a sentence", techniques, LARGE, 500),
 }
 
