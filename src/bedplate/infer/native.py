@@ -17,26 +17,25 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from jaxtyping import Float
 
 from bedplate.adapt.base import Base
-from bedplate.adapt.features import pool
 from bedplate.adapt.tasks import Task
 from bedplate.adapt.tasks.base import upper_half
 from bedplate.adapt.tasks.classify import Classify
 from bedplate.adapt.tasks.embed import Embed
 from bedplate.adapt.tasks.generate import Generate
-from bedplate.core.errors import BedplateError, ConfigError, ResourceError, StateError, did_you_mean
-from bedplate.core.generation import Alternative, Ask, Deliver, Finish, Form, Label, Load, Piece, Ticket, TokenLogprob, ToolCall, Usage, WorkerCard
+from bedplate.core.errors import BedplateError, ConfigError, StateError, did_you_mean
+from bedplate.core.generation import Alternative, Ask, Deliver, Finish, Form, Load, Piece, Ticket, TokenLogprob, ToolCall, Usage, WorkerCard
 from bedplate.infer import tools
 from bedplate.infer.adapters import Registered
 from bedplate.infer.engine import Engine
+from bedplate.infer.failure import as_told
 from bedplate.infer.grammar import Grammars
+from bedplate.infer.head import Head
 from bedplate.infer.reading import Question, ends_of, read
 from bedplate.infer.request import Drawn, Listener, Request
 from bedplate.infer.words import Said, Words, decoder
-from bedplate.modality.sequence import Sequence as Positions
 
 
 class TokenEngine(Protocol):
@@ -98,7 +97,7 @@ class Native:
         )
         if ask.want != "text":
             layers = upper_half(self._engine.base.model.config)
-            return self._engine.submit(replace(request, layers=layers), _State(ask, task, question.positions, deliver, question.text))
+            return self._engine.submit(replace(request, layers=layers), Head(ask, task, question.positions, deliver, question.text))
         form = ask.form if (required := tools.form(ask.tools, ask.tool_choice)) is None else required
         answer = _Answer(ask, question, self._engine.base, deliver)
         requests = []
@@ -336,56 +335,6 @@ class _Answer:
             alone = decoder(self._base.encoder)
             self._texts[token] = alone.push(token) + alone.end()
         return self._texts[token]
-
-
-@dataclass
-class _State:
-    """Hears the states behind a question, and says what the worker's head makes of them."""
-
-    ask: Ask
-    task: Task | None
-    positions: Positions
-    deliver: Deliver
-    text: str
-    """What was asked, in words."""
-    cached: int = 0
-
-    def began(self, cached_tokens: int) -> None:
-        self.cached = cached_tokens
-
-    def read(self, drawn: Sequence[Drawn]) -> None:
-        raise AssertionError("numbers were not asked for")
-
-    def heard(self, drawn: Sequence[Drawn], finish: Finish | None) -> bool:
-        if finish is not None:  # cancelled, or too late
-            self.deliver(Piece(finish=finish, usage=Usage(len(self.positions), self.cached, 0)))
-        return finish is not None
-
-    def state(self, state: Float[np.ndarray, "t d"]) -> None:
-        pooled = pool(torch.from_numpy(np.ascontiguousarray(state))[None], torch.from_numpy(self.positions.sense)[None])
-        usage = Usage(len(self.positions), self.cached, 0)
-        if self.ask.want == "label":
-            assert isinstance(self.task, Classify)
-            found = self.task.of_pooled(pooled.to(self.task.model.head.device), [self.text])[0]
-            self.deliver(Piece(finish="stop", usage=usage, label=Label(found.label or "", found.probabilities)))
-            return
-        if isinstance(self.task, Embed):
-            vector = self.task.of_pooled(pooled.to(self.task.model.head.device), [self.text])[0].vector
-        else:
-            vector = tuple(torch.nn.functional.normalize(pooled, dim=1)[0].tolist())
-        self.deliver(Piece(finish="stop", usage=usage, vector=vector))
-
-    def failed(self, error: Exception) -> None:
-        self.deliver(Piece(finish="error", error=as_told(error)))
-
-
-def as_told(error: Exception) -> BedplateError:
-    """An error that may leave: our own as it is, any other without its insides."""
-    if isinstance(error, BedplateError):
-        return error
-    told = ResourceError(f"the engine failed: {type(error).__name__}", "ask again; if it comes back, the log of the process has the reason")
-    told.__cause__ = error
-    return told
 
 
 def _those(adapters: Mapping[str, Registered], kind: type[Task]) -> str:
