@@ -64,18 +64,19 @@ class Job:
     most_test: int
 
 
-def pictures_or_sounds(what: Callable[[], things.Things], steps: int) -> Callable[[Path], Parts]:
-    """Parts whose base learns from the training part without labels, so many steps."""
+def pictures_or_sounds(what: Callable[[], things.Things], steps: int, words: int = 0) -> Callable[[Path], Parts]:
+    """Parts whose base learns without labels, so many steps, from the training part and so many synthetic words."""
 
     def parts(folder: Path) -> Parts:
         found = what()
-        corpus = things.build_corpus(found, folder)
+        corpus = things.build_corpus(found, folder, more=partial(things.spoken_words, count=words) if words else None)
         settings = ['model.size="nano"', f"run.steps={steps}", "model.context=512", f"run.threads={torch.get_num_threads()}"]
         settings += ["sample.every_steps=0", "health.max_epochs=1000", "evaluate.every_steps=0"]
         model, _ = run_training(corpus.folder, folder / f"run-{steps}", settings)
         train, train_labels = things.documents(found, corpus.specs, test=False)
         test, test_labels = things.documents(found, corpus.specs, test=True)
-        return Parts(model, train, train_labels, test, test_labels, f"nano, {steps} steps without labels on {len(train):,} things of its training part")
+        learned = f"{len(train):,} things of its training part" + (f" and {words:,} words by synthetic voices" if words else "")
+        return Parts(model, train, train_labels, test, test_labels, f"nano, {steps} steps without labels on {learned}")
 
     return parts
 
@@ -155,7 +156,8 @@ LARGE = Recipe(dict.fromkeys(ARMS, (1e-4, 3e-4, 1e-3)), 8, {50: 30, 200: 60, 100
 
 JOBS: dict[str, Job] = {
     "mnist10k": Job("handwritten digits", pictures_or_sounds(things.digits, 400), SMALL, 1000),
-    "fsdd": Job("spoken digits of new speakers", pictures_or_sounds(things.new_speakers, 600), SMALL, 1000),
+    "fsdd_known": Job("spoken digits of known speakers", pictures_or_sounds(things.spoken_digits, 400), SMALL, 1000),
+    "fsdd": Job("spoken digits of new speakers", pictures_or_sounds(things.new_speakers, 1000, words=8000), SMALL, 1000),
     "tram": Job("ATT&CK technique of a sentence", techniques, LARGE, 500),
 }
 

@@ -5,9 +5,14 @@ Labels are kept beside the things and never written where a corpus is built from
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
+import re
+import subprocess
+import sys
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
@@ -77,6 +82,11 @@ SPEAKERS_APART = ("theo", "yweweler")
 """The last two of the six by name: for judging alone."""
 
 
+ACCENTS = ("en-us", "en-gb", "en-gb-scotland", "en-gb-x-rp", "en-029", "de", "fr", "nl", "es", "pt-br", "it", "pl")
+VOICES = ("m1", "m2", "m3", "m4", "m5", "m6", "m7", "m8", "f1", "f2", "f3", "f4", "f5", "Andy", "Annie", "Gene", "Lee", "Mike", "adam", "belinda", "ed", "linda", "steph", "zac")
+"""Of espeak-ng."""
+
+
 def new_speakers() -> Things:
     """FSDD, judged by two of its six speakers, whom neither the base nor a label ever showed."""
     found = []
@@ -124,13 +134,39 @@ def cells() -> Things:
     return Things("blood_cells", "image", classes, tuple(found), {"image": {"size": 32, "patch": 4, "channels": 3, "mean": 0.7, "std": 0.2}})
 
 
-def build_corpus(things: Things, folder: Path, caption: str = "") -> Corpus:
+def spoken_words(folder: Path, count: int) -> None:
+    """Words of spoken prompts by synthetic voices of every kind, as WAV files without their texts.
+
+    Args:
+        folder: to be filled.
+        count: files; which word, voice and speed each has follows from its number.
+    """
+    with zipfile.ZipFile(SHARED / "audio" / "prompts.zip") as archive:
+        name = next(name for name in archive.namelist() if name.endswith("core-sounds-en.txt.gz"))
+        told = gzip.decompress(archive.read(name)).decode()
+    words = sorted({word for line in told.splitlines() if ":" in line for word in re.findall("[a-z]{2,}", line.split(":", 1)[1].lower())})
+    draws = np.random.default_rng(3)
+    asked = [
+        {
+            "file": f"word-{number:05d}.wav",
+            "text": words[draws.integers(len(words))],
+            "voice": f"{ACCENTS[draws.integers(len(ACCENTS))]}+{VOICES[draws.integers(len(VOICES))]}",
+            "speed": int(draws.integers(110, 210)),
+        }
+        for number in range(count)
+    ]
+    command = [sys.executable, "-m", "bedplate.advise.tour.speech", str(folder)]  # a program of its own: docs/decisions/0002
+    subprocess.run(command, input=json.dumps(asked), text=True, check=True)
+
+
+def build_corpus(things: Things, folder: Path, caption: str = "", more: Callable[[Path], None] | None = None) -> Corpus:
     """The training part as a corpus by the product's own build; with a caption such as "digit {}" as pairs, else without any label.
 
     Args:
         things: what.
         folder: where raw files and corpus go.
         caption: "" or a text with {} for the class's name.
+        more: writes further files, which have no label, into the folder of raw files.
     """
     corpus = folder / "corpus"
     if not (corpus / "manifest.json").exists():
@@ -143,6 +179,8 @@ def build_corpus(things: Things, folder: Path, caption: str = "") -> Corpus:
             (raw / f"{number:05d}{thing.suffix}").write_bytes(thing.data)
             if caption:
                 (raw / f"{number:05d}.txt").write_text(caption.format(things.classes[thing.label]))
+        if more is not None:
+            more(raw)
         overrides = [f"specs.{sense}.{key}={value}" for sense, spec in things.specs.items() for key, value in spec.items()]
         resolved = load(
             BuildSettings,
