@@ -12,7 +12,7 @@ from bedplate.report.figures import SPARE, Line, alone, draw
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-JOBS = ("mnist10k", "fsdd", "tram")
+JOBS = ("mnist10k", "fsdd_known", "fsdd", "tram")
 ARMS = (("base", "from the base", SPARE[0]), ("scratch", "from scratch", SPARE[1]))
 
 
