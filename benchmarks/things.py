@@ -83,7 +83,7 @@ SPEAKERS_APART = ("theo", "yweweler")
 
 
 ACCENTS = ("en-us", "en-gb", "en-gb-scotland", "en-gb-x-rp", "en-029", "de", "fr", "nl", "es", "pt-br", "it", "pl")
-VOICES = ("m1", "m2", "m3", "m4", "m5", "m6", "m7", "m8", "f1", "f2", "f3", "f4", "f5", "Andy", "Annie", "Gene", "Lee", "Mike", "adam", "belinda", "ed", "linda", "steph", "zac")
+VOICES = ("m1", "m2", "m3", "m4", "m5", "m6", "m7", "m8", "f1", "f2", "f3", "f4", "f5", "Andy", "Annie", "Gene", "Lee", "Mike", "adam", "ed", "linda", "zac")
 """Of espeak-ng."""
 
 
