@@ -40,6 +40,9 @@ class Simulation:
         self.numbers = self.steps = 0
         self.owner: dict[bytes, tuple] = {}
         self.shared_positions = Counter()
+        self.put_back: list[Running] = []
+        put_back = self.scheduler._put_back
+        self.scheduler._put_back = lambda one: (self.check_victim(one), put_back(one))
 
     def add(self, asked):
         running = Running(asked, Heard(), None, None, False)
@@ -103,6 +106,16 @@ class Simulation:
         ready = [one for one in before if one in scheduler.running and one.said and one.length - one.computed == 1]
         assert {one for one, _, _ in portions} >= set(ready), "one that answers was passed over"
 
+    def check_victim(self, one):
+        """Never the first that runs; of the tenant that holds most, but for a tenant whose only request is the first."""
+        running = self.scheduler.running
+        self.put_back.append(one)
+        tenants = {other.request.tenant for other in running}
+        held = {who: len({page for other in running if other.request.tenant == who for page in other.pages}) for who in tenants}
+        assert one is not running[0] or len(running) == 1, "the first was put back"
+        others = {other.request.tenant for other in running[1:]}
+        assert all(held[one.request.tenant] >= held[who] for who in others), "one of a tenant that holds less was put back"
+
     def finish(self, most_steps):
         while self.scheduler.running or self.scheduler.waiting:
             assert self.steps < most_steps, "somebody starves"
@@ -158,6 +171,41 @@ def test_the_first_is_never_put_back():
     assert world.scheduler.preemptions > 0
     world.finish(5000)
     assert [one.number for one in world.ended] == [one.number for one in (first, *others)]
+
+
+def test_a_flood_puts_back_its_own():
+    """One tenant's requests do not fit together; another's single one, that came last, holds less and goes on undisturbed."""
+    world = Simulation(pages=16, positions=64, most_running=8)
+    for n in range(12):
+        world.add(request((np.arange(40) + n) % 50, tenant="many", max_tokens=60))
+        world.step()
+    few = world.add(request(range(20), tenant="few", max_tokens=40))
+    while few not in world.ended:
+        world.step()
+    assert world.scheduler.preemptions > 5 and few not in world.put_back
+    world.finish(5000)
+
+
+@settings(max_examples=40)
+@given(st.data())
+def test_nobody_starves_while_another_never_stops_asking(data):
+    """However large what each holds becomes: two that put each other back in turn would never end."""
+    world = Simulation(data.draw(st.integers(10, 24)), data.draw(st.integers(4, 40)), 4, data.draw(st.booleans()), seed=data.draw(st.integers(0, 9)))
+    sizes = st.tuples(st.integers(1, 100), st.integers(1, 50))
+    flood = data.draw(st.lists(sizes, min_size=1, max_size=5))
+    number = 0
+    for tenant in data.draw(st.permutations("ab")):
+        asked, most = data.draw(sizes)
+        one = world.add(request((np.arange(asked) + 7) % 50, tenant=tenant, max_tokens=most))
+        other = "ab"[tenant == "a"]
+        began = world.steps
+        while one not in world.ended:
+            assert world.steps - began < 2500, "it starves"
+            if sum(each.request.tenant == other for each in world.scheduler.all()) < 6:
+                asked, most = flood[number % len(flood)]
+                number += 1
+                world.add(request((np.arange(asked) + number) % 50, tenant=other, max_tokens=most))
+            world.step()
 
 
 def test_a_guess_puts_nobody_back():

@@ -2,8 +2,9 @@
 
 There is no phase of reading and none of answering: a request has positions that are known and positions that are computed, and catches up under
 a budget of positions a step. Those that answer go first, one position each, so that a long prompt delays nobody by more than a portion of it.
-Whose turn it is to begin is decided between tenants: the one that got the fewest positions so far. Where pages run out, the request that came
-last gives its own back and starts over later; the one that came first never does, so every request ends.
+Whose turn it is to begin is decided between tenants: the one that got the fewest positions so far. Where pages run out, the tenant that holds
+most of them gives some back: its request that came last starts over later. The first of all that run never does, whoever holds what, so it ends,
+and after it every other.
 """
 
 from __future__ import annotations
@@ -101,7 +102,7 @@ class Scheduler:
 
     def _give(self, one: Running, budget: int, portions: list[Portion]) -> int:
         """Give a request its portion within the budget; the positions that it takes."""
-        if one not in self.running:  # it was put back for the sake of an earlier one
+        if one not in self.running:  # it was put back for the sake of another
             return 0
         start, behind = one.computed, one.length - one.computed + len(one.drafted)
         end = start + min(behind, budget)
@@ -118,20 +119,25 @@ class Scheduler:
         return end - start
 
     def _room(self, one: Running, end: int, portions: list[Portion]) -> bool:
-        """Hold the pages for its positions up to `end`, putting later requests back where there are too few. False: it waits itself."""
+        """Hold the pages for its positions up to `end`, putting others back where there are too few. False: it was put back itself."""
         wanted = pages_for(end) - len(one.pages)
         while wanted > 0:
             if (taken := self.pages.take(wanted)) is not None:
                 one.pages += taken
                 return True
-            last = self.running[-1]
-            planned = any(portion.running is last for portion in portions)
-            if planned:
-                portions[:] = [portion for portion in portions if portion.running is not last]
-            self._put_back(last)
-            if last is one:
+            victim = self._victim()
+            portions[:] = [portion for portion in portions if portion.running is not victim]
+            self._put_back(victim)
+            if victim is one:
                 return False
         return True
+
+    def _victim(self) -> Running:
+        """Who gives its pages back: of all but the first, the last of the tenant that holds most pages; between equals, of the one that came last."""
+        held: dict[str, set[int]] = {}
+        for one in self.running:
+            held.setdefault(one.request.tenant, set()).update(one.pages)  # pages that two share count once
+        return max(self.running[1:] or self.running, key=lambda one: (len(held[one.request.tenant]), one.number))
 
     def _put_back(self, one: Running) -> None:
         self.preemptions += 1
