@@ -86,7 +86,7 @@ class Scheduler:
         portions: list[Portion] = []
         answering = [one for one in self.running if one.length - one.computed == 1 and one.said]
         reading = [one for one in self.running if one not in answering]
-        guesses = min(self.guesses, budget - len(answering) - bool(reading or self.waiting))  # after everybody's own position
+        guesses = max(0, min(self.guesses, budget - len(answering) - bool(reading or self.waiting)))  # after everybody's own position
         for one in answering:
             one.drafted = one.drafted[:guesses]
             guesses -= len(one.drafted)
