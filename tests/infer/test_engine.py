@@ -1,5 +1,6 @@
 """The engine: what one request hears does not depend on the others, on budget, pages, guesses or kept beginnings; and it outlives whatever goes wrong."""
 
+import contextlib
 import threading
 import time
 from dataclasses import replace
@@ -19,6 +20,8 @@ from bedplate.infer.answer import answer
 from bedplate.infer.engine import Engine
 from bedplate.infer.engine_settings import EngineSettings
 from bedplate.infer.request import Request
+from bedplate.infer.scheduler import Scheduler
+from bedplate.infer.sequence import Running
 from bedplate.model.batch import to_torch
 from bedplate.testing.bases import base_of, tiny_base
 from bedplate.testing.corpora import tiny_specs
@@ -338,6 +341,54 @@ def test_a_failing_step_fails_its_requests_and_the_engine_lives(base, engine, mo
     lost = ask(engine, Request(positions)).wait()
     assert "no room" in str(lost.error) and lost.finish is None and lost.ends == 1
     assert ask(engine, Request(positions, Sampling(max_tokens=5))).wait().tokens == greedily(base, positions, 5)
+
+
+def test_a_request_that_cannot_be_planned_ends_and_no_other(base, engine, monkeypatch):
+    positions, known_keys, may_stop_at = words(base, 20), Running.known_keys, Running.may_stop_at
+    for broken, name in ((known_keys, "known_keys"), (may_stop_at, "may_stop_at")):
+
+        def fail(running, *arguments, broken=broken):
+            if running.request.tenant == "odd":
+                raise IndexError("out of its own range")
+            return broken(running, *arguments)
+
+        monkeypatch.setattr(Running, name, fail)
+        others = [ask(engine, Request(positions, Sampling(max_tokens=30))) for _ in range(3)]
+        lost = ask(engine, Request(words(base, 300), Sampling(max_tokens=30), tenant="odd")).wait()
+        others += [ask(engine, Request(positions, Sampling(max_tokens=30)))]
+        assert "own range" in str(lost.error) and lost.ends == 1
+        assert [one.wait().tokens for one in others] == [greedily(base, positions, 30)] * 4
+
+
+def test_a_plan_that_fails_through_nobody_ends_all_and_the_engine_begins_anew(base, engine, monkeypatch):
+    def fail(scheduler):
+        monkeypatch.undo()
+        raise KeyError("a flaw of the scheduler's own")
+
+    monkeypatch.setattr(Scheduler, "plan", fail)
+    lost = [ask(engine, Request(words(base, 20, n))) for n in range(5)]
+    assert "scheduler's own" in str(lost[0].wait().error)
+    assert all(one.wait().ends == 1 and (one.error is not None or one.finish == "length") for one in lost)
+    positions = words(base, 20)
+    assert ask(engine, Request(positions, Sampling(max_tokens=5))).wait().tokens == greedily(base, positions, 5)
+
+
+@pytest.mark.parametrize("where", ["add", "remove"])
+def test_an_engine_that_cannot_go_on_tells_everybody(base, monkeypatch, where):
+    engine = Engine(base, USUAL)
+
+    def fail(*arguments):
+        raise SystemError("beyond repair")
+
+    monkeypatch.setattr(Scheduler, where, fail)
+    heard = []
+    with contextlib.suppress(StateError):  # the first may have brought it down already
+        for n in range(3):
+            heard.append(ask(engine, Request(words(base, 20, n), Sampling(max_tokens=3))))
+    assert heard and all("beyond repair" in str(one.wait(10).error) and one.ends == 1 for one in heard)
+    with pytest.raises(StateError):
+        engine.submit(Request(words(base, 5)), Heard())
+    engine.close()
 
 
 def test_who_has_ended_is_not_told_again_when_the_step_fails_behind_it(base, engine, monkeypatch):

@@ -70,14 +70,7 @@ class Engine:
         self.runner = open_runner(base.model, self.settings, self.shape)
         self.context = min(self.shape.context, self.shape.pages * PAGE)
         self._adapters = Adapters(base, self.settings.adapter_bytes)
-        pages = Pages(self.shape.pages)
-        self._scheduler = Scheduler(
-            pages,
-            positions=self.shape.positions - self.shape.block,
-            most_running=self.settings.most_running,
-            guesses=self.shape.cheap_rows,
-            share_beginnings=self.settings.share_beginnings,
-        )
+        self._scheduler = self._begin()
         self._table = base.model.model.embed_tokens.weight.detach().float().cpu().numpy()
         self._numbers = 0
         self._counters: Counter[str] = Counter()
@@ -180,22 +173,54 @@ class Engine:
 
     # The engine's own thread.
 
+    def _begin(self) -> Scheduler:
+        """Nothing is asked, nothing is kept."""
+        return Scheduler(
+            Pages(self.shape.pages),
+            positions=self.shape.positions - self.shape.block,
+            most_running=self.settings.most_running,
+            guesses=self.shape.cheap_rows,
+            share_beginnings=self.settings.share_beginnings,
+        )
+
     def _work(self) -> None:
+        end: Exception | None = None
         try:
             while self._gather():
-                for portions in alike(self._scheduler.plan()):
+                for portions in alike(self._plan()):
                     try:
                         self._step(portions)
                     except Exception as error:  # one step's failure ends its requests, not the engine
                         _log.exception("a step failed")
                         for portion in portions:
                             self._fail(portion.running, error)
+        except BaseException as error:
+            _log.exception("the engine ends")
+            end = ResourceError(f"the engine ended: {type(error).__name__}: {error}", "open another; the log has the trace")
         finally:
             with self._wake:
                 self._over = True
             for running in [*self._scheduler.all(), *self._arrived]:
-                self._tell(running, (), "cancelled")
+                if end is None:
+                    self._tell(running, (), "cancelled")
+                else:
+                    with _survives():
+                        running.listener.failed(end)
             self.runner.close()
+
+    def _plan(self) -> list[Portion]:
+        """The next step's portions. A request that cannot be planned ends, and no other; where none is at fault all end, and the engine begins anew."""
+        while True:
+            try:
+                return self._scheduler.plan()
+            except Exception as error:
+                _log.exception("a step could not be planned")
+                at_fault = self._scheduler.at_hand
+                for running in list(self._scheduler.all()) if at_fault is None else [at_fault]:
+                    self._fail(running, error)
+                if at_fault is None:
+                    preemptions, self._scheduler = self._scheduler.preemptions, self._begin()
+                    self._scheduler.preemptions = preemptions
 
     def _gather(self) -> bool:
         """Take what has arrived, let go of what nobody waits for; sleeps where there is nothing to do. False: the engine is closed."""
@@ -205,10 +230,9 @@ class Engine:
                 self._wake.wait()
             if self._over:
                 return False
-            arrived = list(self._arrived)
-            self._arrived.clear()
-        for running in arrived:
-            scheduler.add(running)
+        while self._arrived:
+            scheduler.add(running := self._arrived[0])
+            self._arrived.popleft()  # not before it is in the scheduler's hands: whatever fails, somebody knows of it
             if running.most == running.asked and not running.keeps_states:
                 self._end(running, (), "length")
         now = time.monotonic()

@@ -47,6 +47,8 @@ class Scheduler:
         self._served: dict[str, float] = {}
         """Positions that each tenant got; who comes new starts with the least of those present."""
         self.preemptions = 0
+        self.at_hand: Running | None = None
+        """Whose turn is being thought about: at fault, where `plan` raises. None: nobody is."""
 
     @property
     def waiting(self) -> int:
@@ -72,7 +74,7 @@ class Scheduler:
         """A request has ended: its pages are free for others."""
         if running in self.running:
             self.running.remove(running)
-        elif queue := self._waiting.get(running.request.tenant):
+        elif running in (queue := self._waiting.get(running.request.tenant, deque())):
             queue.remove(running)
         self.pages.give_back(running.pages)
         running.pages = []
@@ -81,7 +83,8 @@ class Scheduler:
         self._served = {tenant: served for tenant, served in self._served.items() if tenant in present}
 
     def plan(self) -> list[Portion]:
-        """The next step's portions; empty where nothing is to be done. Pages for them are held when it returns."""
+        """The next step's portions; empty where nothing is to be done. Pages for them are held when it returns. It may be called again after an error."""
+        self.at_hand = None
         budget = self.positions
         portions: list[Portion] = []
         answering = [one for one in self.running if one.length - one.computed == 1 and one.said]
@@ -96,6 +99,7 @@ class Scheduler:
             if not self._begin(first) or not (given := self._give(first, budget, portions)):
                 break
             budget -= given
+        self.at_hand = None
         for portion in portions:
             self._served[portion.running.request.tenant] += portion.end - portion.start
         return portions
@@ -104,6 +108,7 @@ class Scheduler:
         """Give a request its portion within the budget; the positions that it takes."""
         if one not in self.running:  # it was put back for the sake of another
             return 0
+        self.at_hand = one
         start, behind = one.computed, one.length - one.computed + len(one.drafted)
         end = start + min(behind, budget)
         if end < one.length:
@@ -156,6 +161,7 @@ class Scheduler:
 
     def _begin(self, one: Running) -> bool:
         """Start a request on what is kept of earlier ones; False: there is no room for a useful portion of it yet."""
+        self.at_hand = one
         shared = [] if one.keeps_states or not self.share_beginnings else self.pages.share(one.known_keys())
         if self.pages.available < min(pages_for(one.length) - len(shared), pages_for(self.positions)) and self.running:
             self.pages.give_back(shared)
