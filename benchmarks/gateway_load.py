@@ -36,9 +36,10 @@ from benchmarks.record import append
 
 STREAMS = 32
 TOKENS = 128
-QUESTION = "What does the river carry past the stone bridges while children count lamps and birds return before winter rain? " * 4
+SENTENCE = "What does the river carry past the stone bridges while children count lamps and birds return before winter rain? "
+QUESTION = SENTENCE * 4
 LONGEST_S = 600.0
-"""Of any one part."""
+"""Of any one part, where nobody says."""
 
 
 # The server: a process of its own, told what to do by lines on its standard input.
@@ -151,20 +152,20 @@ class Target:
     port: int
     key: str
 
-    def request(self, number: int, tokens: int, stream: bool = True) -> bytes:
+    def request(self, number: int, tokens: int, stream: bool = True, question: str = QUESTION) -> bytes:
         """A whole request."""
         asked = {"model": "model", "stream": stream, "temperature": 0, "max_tokens": tokens, "ignore_eos": True}
-        body = json.dumps({**asked, "messages": [{"role": "user", "content": f"{number} {QUESTION}"}]}).encode()
+        body = json.dumps({**asked, "messages": [{"role": "user", "content": f"{number} {question}"}]}).encode()
         head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: {self.host}\r\nauthorization: Bearer {self.key}\r\ncontent-type: application/json\r\n"
         return f"{head}connection: close\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body
 
 
-async def ask(target: Target, number: int, tokens: int, stream: bool = True) -> Answered:
+async def ask(target: Target, number: int, tokens: int, stream: bool = True, question: str = QUESTION) -> Answered:
     """Ask once and read to the end."""
     told = Answered()
     began = last = time.monotonic()
     reader, writer = await asyncio.open_connection(target.host, target.port)
-    writer.write(target.request(number, tokens, stream))
+    writer.write(target.request(number, tokens, stream, question))
     tail = b""
     while data := await reader.read(65536):
         now = time.monotonic()
@@ -183,17 +184,26 @@ async def ask(target: Target, number: int, tokens: int, stream: bool = True) -> 
     return told
 
 
-async def many(target: Target, count: int, at_once: int, tokens: int, each: Callable[[int], None] = lambda done: None, stream: bool = True) -> list[Answered]:
+async def many(
+    target: Target,
+    count: int,
+    at_once: int,
+    tokens: int,
+    each: Callable[[int], None] = lambda done: None,
+    stream: bool = True,
+    question: str = QUESTION,
+    longest_s: float = LONGEST_S,
+) -> list[Answered]:
     """So many answers, so many at once."""
     answers: list[Answered] = []
     numbers = iter(range(count))
 
     async def one_by_one() -> None:
         for number in numbers:
-            answers.append(await ask(target, number, tokens, stream))
+            answers.append(await ask(target, number, tokens, stream, question))
             each(len(answers))
 
-    async with asyncio.timeout(LONGEST_S):
+    async with asyncio.timeout(longest_s):
         await asyncio.gather(*(one_by_one() for _ in range(at_once)))
     if wrong := [one.status for one in answers if one.status != 200]:
         raise RuntimeError(f"{len(wrong)} of {count} answers failed, the first with {wrong[0]}")
@@ -338,8 +348,8 @@ def processor(server: Server, rounds: int, conditions: dict[str, Any]) -> None:
     )
 
 
-def soak(server: Server, count: int, conditions: dict[str, Any]) -> None:
-    """Many short answers; memory after every tenth of them."""
+def soak(server: Server, count: int, longest_s: float, conditions: dict[str, Any]) -> None:
+    """Many short answers; memory after every tenth of them. Each question begins in its own way, so each is read."""
     memory: list[int] = []
 
     def look(done: int) -> None:
@@ -347,13 +357,20 @@ def soak(server: Server, count: int, conditions: dict[str, Any]) -> None:
             memory.append(server.memory_bytes)
 
     began = time.monotonic()
-    answers = asyncio.run(many(server.target, count, STREAMS, 8, look))
+    answers = asyncio.run(many(server.target, count, STREAMS, 8, look, question=SENTENCE, longest_s=longest_s))
     seconds = time.monotonic() - began
     mib = [value / 2**20 for value in memory]
     late = mib[len(mib) // 2 :]
     append(
         "gateway_soak",
-        {**conditions, "requests": count, "streams": STREAMS, "tokens": 8, "memory_MiB": [round(value, 1) for value in mib]},
+        {
+            **conditions,
+            "requests": count,
+            "streams": STREAMS,
+            "tokens": 8,
+            "prompt_characters": len(SENTENCE),
+            "memory_MiB": [round(value, 1) for value in mib],
+        },
         {
             "requests_per_s": ([count / seconds], "requests/s"),
             "memory": (mib, "MiB"),
@@ -402,6 +419,7 @@ def main() -> None:
     parser.add_argument("--step-s", type=float, default=0.06, help="of the engine that only computes, with nothing else on the machine")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--requests", type=int, default=10_000)
+    parser.add_argument("--longest-s", type=float, default=LONGEST_S, help="of the soak")
     parser.add_argument("--clients", type=int, default=1000)
     parser.add_argument("--folder", type=Path)
     arguments = parser.parse_args()
@@ -415,7 +433,7 @@ def main() -> None:
     parts: tuple[tuple[str, float, Callable[[Server, dict[str, Any]], None]], ...] = (
         ("overhead", arguments.step_s, lambda server, conditions: overhead(server, arguments.rounds, conditions)),
         ("processor", -0.005, lambda server, conditions: processor(server, 2 * arguments.rounds, conditions)),
-        ("soak", 0.0, lambda server, conditions: soak(server, arguments.requests, conditions)),
+        ("soak", 0.0, lambda server, conditions: soak(server, arguments.requests, arguments.longest_s, conditions)),
         ("hostile", -0.005, lambda server, conditions: hostile(server, arguments.clients, arguments.rounds, conditions)),
     )
     for name, step_s, part in parts:
