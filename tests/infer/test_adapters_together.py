@@ -78,7 +78,9 @@ def test_each_row_is_changed_by_its_own(family):
     plain = [plainly(model, x) for x in sequences]
     for kind, runner in runners.items():
         for name, one in adapters.items():
-            assert runner.put(name, one) > 0
+            packed = runner.pack(one)
+            assert packed.bytes > 0
+            runner.put(name, packed)
         together = through(runner, sequences, (4, 16), adapters=names)
         for x, name, states, wanted, unchanged in zip(sequences, names, together, expected, plain):
             assert not name or apart(wanted, unchanged) > 0.03, "the adapter changes something"
@@ -143,7 +145,7 @@ def test_memory_has_a_limit_and_only_what_nobody_uses_is_forgotten(base, folders
     for name, folder in folders.items():
         unlimited.register(name, folder)
     expected = {name: ask(unlimited, name, positions).wait().tokens for name in folders}
-    sizes = dict(unlimited._adapters.hot)
+    sizes = dict(unlimited._memory.hot)
     unlimited.close()
     limit = 2 * max(sizes.values())
     engine = Engine(base, replace(USUAL, adapter_bytes=limit))
@@ -152,7 +154,7 @@ def test_memory_has_a_limit_and_only_what_nobody_uses_is_forgotten(base, folders
     assert engine.load().counters["adapters_in_memory"] == 0
     for name in (*folders, *folders):
         assert ask(engine, name, positions).wait().tokens == expected[name]
-        assert sum(engine._adapters.hot.values()) <= limit and engine.adapters[name].digest in engine._adapters.hot
+        assert sum(engine._memory.hot.values()) <= limit and engine.adapters[name].digest in engine._memory.hot
     heard = {name: ask(engine, name, positions) for name in folders}  # more at once than memory is for: all in use, so all stay
     assert {name: one.wait().tokens for name, one in heard.items()} == expected
     ask(engine, "lora-0", positions).wait()
@@ -223,6 +225,53 @@ def test_a_folder_that_changes_later_ends_its_own_requests_only(base, folders, t
         assert all(len(heard[n].tokens) == 10 for n in (1, 2, 4))
         engine.close()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def held(engine, monkeypatch):
+    """An engine that reads no adapter until it is told to."""
+    go, read = threading.Event(), engine._adapters.read
+    monkeypatch.setattr(engine._adapters, "read", lambda one: go.wait(30) and read(one))
+    yield go
+    go.set()
+
+
+def test_nobody_else_waits_while_an_adapter_is_read(base, engine, held):
+    positions = words(base, 20)
+    before = ask(engine, "", positions, 40)
+    first, second = ask(engine, "lora-0", positions), ask(engine, "dora-0", positions)
+    behind = ask(engine, "", positions, 40)
+    assert before.wait(20).tokens == behind.wait(20).tokens and not first.drawn and not second.drawn
+    held.set()
+    said = [one.wait().tokens for one in (first, second)]
+    assert [ask(engine, name, positions).wait().tokens for name in ("lora-0", "dora-0")] == said and said[0] != said[1]
+    assert engine.load().counters["adapters_in_memory"] == 2
+
+
+def test_who_waits_for_an_adapter_can_be_cancelled_and_runs_out_of_time(base, engine, held):
+    late, left = Heard(), Heard()
+    engine.submit(Request(words(base, 20), Sampling(max_tokens=4), "lora-0", deadline=time.monotonic() + 0.02), late)
+    engine.submit(Request(words(base, 20), Sampling(max_tokens=4), "lora-0"), left).cancel()
+    assert late.wait(20).finish == "deadline" and left.wait(20).finish == "cancelled"
+    closing = ask(engine, "lora-0", words(base, 20))
+    ended = threading.Thread(target=engine.close)
+    ended.start()
+    assert closing.wait(20).finish == "cancelled"
+    held.set()
+    ended.join()
+
+
+def test_an_adapter_that_the_runner_refuses_ends_its_own_requests(base, engine, monkeypatch):
+    positions = words(base, 20)
+
+    def put(name, packed):
+        monkeypatch.undo()
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(engine.runner, "put", put)
+    lost, other = ask(engine, "lora-0", positions), ask(engine, "", positions)
+    assert "no room" in str(lost.wait().error) and len(other.wait().tokens) == 10
+    assert len(ask(engine, "lora-0", positions).wait().tokens) == 10
 
 
 def sealed(base, folder, method="lora", seed=0):

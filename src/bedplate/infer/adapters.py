@@ -1,12 +1,9 @@
-"""Adapters that an engine knows by name: read and checked when they are registered, packed when they are first asked for, the least used
-forgotten again where they take too much memory.
-"""
+"""Adapters that an engine knows by name, read and checked when they are registered. Which of them it can compute with: adapter_memory.py."""
 
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +16,6 @@ from bedplate.adapt.tasks.generate import Generate
 from bedplate.core.artifact import read_manifest, verify
 from bedplate.core.errors import ConfigError, DataError, IntegrityError, did_you_mean
 from bedplate.core.files import sha256_bytes, sha256_file
-from bedplate.infer.step import Runner
 from bedplate.model.formats import peft
 from bedplate.model.projection import Adapter
 
@@ -36,13 +32,11 @@ class Registered(NamedTuple):
 
 
 class Adapters:
-    """Names and what stands behind them. The registered are read from any thread, the packed belong to the engine's."""
+    """Names and what stands behind them. Safe to use from several threads."""
 
-    def __init__(self, base: Base, most_bytes: int) -> None:
-        self.base, self.most_bytes = base, most_bytes
+    def __init__(self, base: Base) -> None:
+        self.base = base
         self.registered: dict[str, Registered] = {}
-        self._hot: OrderedDict[str, int] = OrderedDict()
-        """Packed -> bytes, the longest unused first."""
         self._lock = threading.Lock()
 
     def register(self, name: str, folder: Path) -> Registered:
@@ -73,7 +67,7 @@ class Adapters:
             peft.read_config(folder)
             made = Registered(Generate(self.base, AdaptSettings()), _digest(folder), folder, True)
         if made.changes:
-            self._read(made)  # an adapter that does not fit is told now, not when somebody asks for it
+            self.read(made)  # an adapter that does not fit is told now, not when somebody asks for it
         with self._lock:
             if name in self.registered:
                 raise ConfigError(f"an adapter is called {name!r} already", "give it a name of its own")
@@ -91,36 +85,18 @@ class Adapters:
         return self.registered[name]
 
     def unregister(self, name: str) -> None:
-        """Forget a name. Requests under way end with it; what was packed is forgotten when the next adapter is packed."""
+        """Forget a name. Requests under way end with it; what was packed is forgotten when the next one is."""
         with self._lock:
             self.find(name)
             self.registered = {other: one for other, one in self.registered.items() if other != name}
 
-    def ready(self, runner: Runner, one: Registered, needed: Collection[str]) -> None:
-        """Have an adapter packed, under its digest; the engine's thread only.
+    def read(self, one: Registered) -> Mapping[str, Adapter]:
+        """Its changes of the base, by the projection's name; any thread.
 
-        Args:
-            runner: that will compute.
-            one: registered, now or when the request came.
-            needed: digests that must stay packed.
+        Raises:
+            DataError: it holds numbers that are none.
+            IntegrityError: it cannot be read, or is not what was registered.
         """
-        if one.digest in self._hot:
-            self._hot.move_to_end(one.digest)
-            return
-        self._hot[one.digest] = runner.put(one.digest, self._read(one))
-        known = {other.digest for other in self.registered.values()}
-        for digest in [digest for digest in self._hot if digest not in needed]:
-            if digest in known and sum(self._hot.values()) <= self.most_bytes:
-                continue
-            del self._hot[digest]
-            runner.drop(digest)
-
-    @property
-    def hot(self) -> Mapping[str, int]:
-        """Digests of packed adapters -> bytes."""
-        return self._hot
-
-    def _read(self, one: Registered) -> Mapping[str, Adapter]:
         read = peft.read(one.folder, self.base.model)
         if _digest(one.folder) != one.digest:
             raise IntegrityError(f"{one.folder} has changed since it was registered", "unregister it, and register it anew")

@@ -26,6 +26,7 @@ from bedplate.adapt.base import Base
 from bedplate.adapt.encode import collate
 from bedplate.core.errors import BedplateError, ConfigError, ResourceError, StateError
 from bedplate.core.generation import Finish, Load
+from bedplate.infer.adapter_memory import AdapterMemory
 from bedplate.infer.adapters import Adapters, Registered
 from bedplate.infer.assemble import alike, assemble
 from bedplate.infer.engine_settings import EngineSettings, open_runner
@@ -38,6 +39,8 @@ from bedplate.infer.step import PAGE
 from bedplate.model.batch import to_torch
 
 _log = logging.getLogger(__name__)
+LOOK_S = 0.05
+"""After which those that wait for an adapter are looked at again: their time may be over."""
 LOOK_BACK_S = 10.0
 """Over which the rate of tokens is told."""
 
@@ -69,7 +72,8 @@ class Engine:
         self.shape = self.settings.derive(base.model)
         self.runner = open_runner(base.model, self.settings, self.shape)
         self.context = min(self.shape.context, self.shape.pages * PAGE)
-        self._adapters = Adapters(base, self.settings.adapter_bytes)
+        self._adapters = Adapters(base)
+        self._memory = AdapterMemory(self._adapters, self.runner, self.settings.adapter_bytes, self._notify)
         self._scheduler = self._begin()
         self._table = base.model.model.embed_tokens.weight.detach().float().cpu().numpy()
         self._numbers = 0
@@ -78,8 +82,6 @@ class Engine:
         self._rate: deque[tuple[float, int]] = deque()
         self._arrived: deque[Running] = deque()
         self._wake = threading.Condition()
-        self._model_lock = threading.Lock()
-        """Held while the base's own modules compute or are read: a step in torch, the embedding of a picture, the packing of an adapter."""
         self._over = False
         self._thread = threading.Thread(target=self._work, name="bedplate engine", daemon=True)
         self._thread.start()
@@ -142,7 +144,7 @@ class Engine:
     def load(self) -> Load:
         """How busy it is."""
         scheduler = self._scheduler
-        counters = {**self._counters, "preemptions": scheduler.preemptions, "adapters_in_memory": len(self._adapters.hot)}
+        counters = {**self._counters, "preemptions": scheduler.preemptions, "adapters_in_memory": len(self._memory.hot)}
         used = scheduler.pages.held / scheduler.pages.count
         return Load(len(scheduler.running), scheduler.waiting + len(self._arrived), used, self._tokens_per_s(), counters)
 
@@ -164,11 +166,14 @@ class Engine:
         recent = [(at, count) for at, count in list(self._rate) if now - at < LOOK_BACK_S]
         return sum(count for _, count in recent) / max(now - recent[0][0], 1e-3) if recent else 0.0
 
+    def _notify(self) -> None:
+        with self._wake:
+            self._wake.notify()
+
     @torch.inference_mode()
     def _embed(self, request: Request) -> Float[np.ndarray, "t d"]:
         batch = to_torch(collate([request.positions], self.base.pad_id), self.base.model.head.device)
-        with self._model_lock:
-            embedded: np.ndarray = self.base.model.embed(batch)[0].float().cpu().numpy()
+        embedded: np.ndarray = self.base.model.embed(batch)[0].float().cpu().numpy()
         return embedded
 
     # The engine's own thread.
@@ -181,13 +186,17 @@ class Engine:
             most_running=self.settings.most_running,
             guesses=self.shape.cheap_rows,
             share_beginnings=self.settings.share_beginnings,
+            ready=lambda running: not running.changes or (running.adapter is not None and self._memory.ready(running.adapter)),
         )
 
     def _work(self) -> None:
         end: Exception | None = None
         try:
-            while self._gather():
-                for portions in alike(self._plan()):
+            idle = False
+            while self._gather(idle):
+                planned = self._plan()
+                idle = not planned
+                for portions in alike(planned):
                     try:
                         self._step(portions)
                     except Exception as error:  # one step's failure ends its requests, not the engine
@@ -206,6 +215,7 @@ class Engine:
                 else:
                     with _survives():
                         running.listener.failed(end)
+            self._memory.close()
             self.runner.close()
 
     def _plan(self) -> list[Portion]:
@@ -222,12 +232,18 @@ class Engine:
                     preemptions, self._scheduler = self._scheduler.preemptions, self._begin()
                     self._scheduler.preemptions = preemptions
 
-    def _gather(self) -> bool:
-        """Take what has arrived, let go of what nobody waits for; sleeps where there is nothing to do. False: the engine is closed."""
+    def _gather(self, idle: bool) -> bool:
+        """Take what has arrived, let go of what nobody waits for; sleeps where there is nothing to do. False: the engine is closed.
+
+        Args:
+            idle: nothing could be planned: whoever waits, waits for an adapter.
+        """
         scheduler = self._scheduler
         with self._wake:
             while not self._over and not self._arrived and not scheduler.running and not scheduler.waiting:
                 self._wake.wait()
+            if idle and not (self._over or self._arrived or self._memory.has_read):
+                self._wake.wait(LOOK_S)
             if self._over:
                 return False
         while self._arrived:
@@ -235,8 +251,12 @@ class Engine:
             self._arrived.popleft()  # not before it is in the scheduler's hands: whatever fails, somebody knows of it
             if running.most == running.asked and not running.keeps_states:
                 self._end(running, (), "length")
+        lost = self._memory.link({running.changes for running in scheduler.running})
         now = time.monotonic()
         for running in list(scheduler.all()):
+            if running.changes in lost:
+                self._fail(running, lost[running.changes])
+                continue
             if running.request.deadline is not None and now >= running.request.deadline:
                 running.cancelled = running.cancelled or "deadline"
             if running.cancelled:
@@ -244,9 +264,7 @@ class Engine:
         return True
 
     def _step(self, portions: list[Portion]) -> None:
-        portions = self._with_adapters(sorted(portions, key=lambda p: (p.running.changes, p.running.number)))
-        if not portions:
-            return
+        portions = sorted(portions, key=lambda p: (p.running.changes, p.running.number))
         for portion in portions:
             if not portion.running.begun:
                 portion.running.begun = True
@@ -254,8 +272,7 @@ class Engine:
                 self._counters["cached_tokens"] += portion.start
                 with _survives():
                     portion.running.listener.began(portion.start)
-        with self._model_lock:
-            states = self.runner.run(assemble(portions, self._table))
+        states = self.runner.run(assemble(portions, self._table))
         self._counters["steps"] += 1
         self._counters["positions"] += len(states.last)
         at = 0
@@ -273,22 +290,6 @@ class Engine:
                 drawing.append((running, at + running.length - 1 - portion.start))
             at += count
         self._answer(drawing, states.last)
-
-    def _with_adapters(self, portions: list[Portion]) -> list[Portion]:
-        """The portions whose adapters are packed now; an adapter that cannot be read ends the requests that name it, and no others."""
-        needed = {p.running.changes for p in portions} - {""}
-        lost: dict[str, Exception] = {}
-        with self._model_lock if needed else contextlib.nullcontext():
-            for changes, running in {p.running.changes: p.running for p in portions if p.running.changes}.items():
-                assert running.adapter is not None
-                try:
-                    self._adapters.ready(self.runner, running.adapter, needed)
-                except Exception as error:
-                    lost[changes] = error
-        for portion in portions:
-            if portion.running.changes in lost:
-                self._fail(portion.running, lost[portion.running.changes])
-        return [portion for portion in portions if portion.running.changes not in lost]
 
     def _answer(self, drawing: Sequence[tuple[Running, int]], states: Float[np.ndarray, "n d"]) -> None:
         """Draw what follows, and tell."""

@@ -10,7 +10,7 @@ and after it every other.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from bedplate.infer.pages import Pages, pages_for
@@ -29,7 +29,16 @@ class Portion(NamedTuple):
 class Scheduler:
     """Requests that wait and requests that run. Thinks only; nothing is computed here."""
 
-    def __init__(self, pages: Pages, *, positions: int, most_running: int, guesses: int = 0, share_beginnings: bool = True) -> None:
+    def __init__(
+        self,
+        pages: Pages,
+        *,
+        positions: int,
+        most_running: int,
+        guesses: int = 0,
+        share_beginnings: bool = True,
+        ready: Callable[[Running], bool] = lambda running: True,
+    ) -> None:
         """Nothing waits.
 
         Args:
@@ -38,9 +47,11 @@ class Scheduler:
             most_running: requests at once, at most `positions`.
             guesses: guessed tokens that are read in one step at most, all requests together.
             share_beginnings: find pages of earlier requests.
+            ready: whether a request could begin now, such as one whose adapter is read.
         """
         self.pages, self.positions, self.most_running, self.share_beginnings = pages, positions, most_running, share_beginnings
         self.guesses = guesses
+        self._ready = ready
         self.running: list[Running] = []
         """In order of arrival."""
         self._waiting: dict[str, deque[Running]] = {}
@@ -152,12 +163,14 @@ class Scheduler:
         self._waiting.setdefault(one.request.tenant, deque()).appendleft(one)
 
     def _next(self) -> Running | None:
-        """Who may begin: the first of the tenant that got the fewest positions."""
+        """Who may begin: the first that is ready, of the tenant that got the fewest positions."""
         tenants = [tenant for tenant, queue in self._waiting.items() if queue]
-        if not tenants:
-            return None
-        tenant = min(tenants, key=lambda name: (self._served[name], self._waiting[name][0].number))
-        return self._waiting[tenant][0]
+        for tenant in sorted(tenants, key=lambda name: (self._served[name], self._waiting[name][0].number)):
+            for one in self._waiting[tenant]:
+                self.at_hand = one
+                if self._ready(one):
+                    return one
+        return None
 
     def _begin(self, one: Running) -> bool:
         """Start a request on what is kept of earlier ones; False: there is no room for a useful portion of it yet."""
@@ -166,7 +179,7 @@ class Scheduler:
         if self.pages.available < min(pages_for(one.length) - len(shared), pages_for(self.positions)) and self.running:
             self.pages.give_back(shared)
             return False
-        self._waiting[one.request.tenant].popleft()
+        self._waiting[one.request.tenant].remove(one)
         one.pages = shared
         one.computed, one.named = len(shared) * PAGE, len(shared)
         place = next((i for i, other in enumerate(self.running) if other.number > one.number), len(self.running))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -83,8 +83,17 @@ class States(NamedTuple):
     """Where `Step.layers` asked for it."""
 
 
+class Packed(NamedTuple):
+    """An adapter as one runner computes with it."""
+
+    bytes: int
+    """That it takes."""
+    parts: Any
+    """The runner's own."""
+
+
 class Runner(Protocol):
-    """Computes steps. Not safe to share between threads."""
+    """Computes steps. Not safe to share between threads, but for `pack`."""
 
     pages: int
     """Of the cache."""
@@ -105,13 +114,16 @@ class Runner(Protocol):
         """The first of the largest logits of each row."""
         ...
 
-    def put(self, name: str, adapters: Mapping[str, Adapter]) -> int:
-        """Make an adapter ready; the bytes that it takes.
+    def pack(self, adapters: Mapping[str, Adapter]) -> Packed:
+        """Make an adapter ready to be put; from any thread, also while a step is computed.
 
         Args:
-            name: that segments call it by.
             adapters: projection's name -> change.
         """
+        ...
+
+    def put(self, name: str, packed: Packed) -> None:
+        """Let segments name an adapter."""
         ...
 
     def drop(self, name: str) -> None:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from bedplate.infer.step import PAGE, Shape, States, Step
+from bedplate.infer.step import PAGE, Packed, Shape, States, Step
 from bedplate.model.foundation import FoundationModel
 from bedplate.model.projection import Adapter, Projection
 from bedplate.model.rotary import Rotation, rotate, rotation
@@ -114,10 +114,14 @@ class TorchRunner:
         found: np.ndarray = logits.argmax(1)
         return found
 
-    def put(self, name: str, adapters: Mapping[str, Adapter]) -> int:
-        """Keep an adapter's factors on the device."""
-        self._adapters[name] = {key: adapter.to(self.device) for key, adapter in adapters.items()}
-        return sum(p.numel() * p.element_size() for adapter in adapters.values() for p in adapter.parameters())
+    def pack(self, adapters: Mapping[str, Adapter]) -> Packed:
+        """An adapter's factors on the device."""
+        moved = {key: adapter.to(self.device) for key, adapter in adapters.items()}
+        return Packed(sum(p.numel() * p.element_size() for adapter in moved.values() for p in adapter.parameters()), moved)
+
+    def put(self, name: str, packed: Packed) -> None:
+        """Keep an adapter's factors."""
+        self._adapters[name] = packed.parts
 
     def drop(self, name: str) -> None:
         """Forget an adapter."""

@@ -13,7 +13,7 @@ from bedplate.core.errors import ConfigError
 from bedplate.infer.cpu.build import library
 from bedplate.infer.cpu.pack import Packer
 from bedplate.infer.cpu.structs import LANES, Change, Layer, Matrix, Scratch, StepIn, Trunk, at, check
-from bedplate.infer.step import PAGE, Shape, States, Step
+from bedplate.infer.step import PAGE, Packed, Shape, States, Step
 from bedplate.model.foundation import FoundationModel
 from bedplate.model.projection import Adapter
 from bedplate.model.rotary import rotation
@@ -149,8 +149,8 @@ class CpuRunner:
         )
         return found
 
-    def put(self, name: str, adapters: Mapping[str, Adapter]) -> int:
-        """Pack an adapter's factors, in bfloat16."""
+    def pack(self, adapters: Mapping[str, Adapter]) -> Packed:
+        """An adapter's factors, in bfloat16."""
         packer = Packer(self._library)
         changes = (Change * self.config.num_hidden_layers)()
         groups = (("self_attn", ("q_proj", "k_proj", "v_proj")), ("self_attn", ("o_proj",)), ("mlp", ("gate_proj", "up_proj")), ("mlp", ("down_proj",)))
@@ -163,11 +163,15 @@ class CpuRunner:
                 made.append(packer.low_rank([getattr(getattr(layer, parent), one) for one in names], found))
                 widest = max(widest, made[-1].ranks)
             changes[number] = Change(*made)
+        return Packed(packer.bytes, (packer, changes, widest))
+
+    def put(self, name: str, packed: Packed) -> None:
+        """Keep an adapter's factors, and room for what they come to."""
+        packer, changes, widest = packed.parts
         self._adapters[name] = packer, changes
         if (room := widest * max(self.most_positions, len(self._logits))) > self._scratch.low_room:
             self._room["low"] = np.zeros(room, np.float32)
             self._scratch.low, self._scratch.low_room = at(self._room["low"]), room
-        return packer.bytes
 
     def drop(self, name: str) -> None:
         """Forget an adapter."""
