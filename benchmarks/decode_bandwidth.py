@@ -40,7 +40,7 @@ def main() -> None:
     arguments = parser.parse_args()
     base = Base.load(get("smollm2-135m").folder)
     settings = EngineSettings(precision="int8", threads=arguments.threads, context=512, most_running=1)
-    runner = open_runner(base.model, settings, settings.derive(base.model))
+    runner = open_runner(base.model, settings).runner
     config = base.model.config
     matrices = sum(p.numel() for name, p in base.model.named_parameters() if p.ndim == 2 and "embed_tokens" not in name) + base.model.head.numel()
     cached = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * (POSITION + 1) * 2

@@ -69,8 +69,7 @@ class Engine:
             ResourceError: there is not enough memory.
         """
         self.base, self.settings = base, settings or EngineSettings()
-        self.shape = self.settings.derive(base.model)
-        self.runner = open_runner(base.model, self.settings, self.shape)
+        self.runner, self.shape = open_runner(base.model, self.settings)
         self.context = min(self.shape.context, self.shape.pages * PAGE)
         self._adapters = Adapters(base)
         self._memory = AdapterMemory(self._adapters, self.runner, self.settings.adapter_bytes, self._notify)

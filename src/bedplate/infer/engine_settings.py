@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import psutil
 import torch
@@ -15,10 +15,13 @@ from bedplate.infer.step import PAGE, Runner, Shape
 from bedplate.infer.torch_runner import TorchRunner
 from bedplate.model.foundation import FoundationModel
 
+CPU = torch.device("cpu")
 MEMORY_SHARE = 0.3
 """Of the memory that is free now, for keys and values, where nobody says how much."""
 USUAL_BYTES = 2 * 1024**3
 """Most of it then."""
+GPU_SHARE = 0.7
+"""Of the memory of a GPU that is free beside the weights: nobody else is there."""
 CHEAP_ROWS = {"int8": 6, "float32": 12}
 """Rows of a step that cost hardly more than one: reading the weights is what it costs (cpu/matrix.h has as many in one block)."""
 
@@ -38,7 +41,7 @@ class EngineSettings:
     context: int = 0
     """Longest question and answer together, in positions; 0: as long as the model can."""
     cache_bytes: int = 0
-    """Memory for keys and values; 0: a share of what is free."""
+    """Memory for keys and values; 0: a share of what is free, on a GPU most of what the weights leave."""
     adapter_bytes: int = 1024**3
     """Memory for packed adapters; those that are in use are always kept."""
     step_positions: int = 256
@@ -58,9 +61,20 @@ class EngineSettings:
             if getattr(self, name) < least.get(name, 0):
                 raise ConfigError(f"{name} = {getattr(self, name)} is too few", f"at least {least.get(name, 0)}")
 
-    def derive(self, model: FoundationModel) -> Shape:
+    @property
+    def computes_on(self) -> torch.device:
+        """Where torch would compute."""
+        if self.device != "auto":
+            return torch.device(self.device)
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    def derive(self, model: FoundationModel, dtype: torch.dtype | None = None, device: torch.device = CPU) -> Shape:
         """What follows for a model.
 
+        Args:
+            model: that will be computed.
+            dtype: of torch's keys and values; None: the compiled trunk computes.
+            device: where they lie.
         Raises:
             ConfigError: the context is longer than the model's.
             ResourceError: the memory does not hold one request.
@@ -73,7 +87,9 @@ class EngineSettings:
         precision: Literal["float32", "int8"] = "float32" if self.precision == "float32" else "int8"
         width = config.head_dim + -(-config.head_dim // PAGE) * PAGE  # values are filled up to whole lanes
         page_bytes = config.num_hidden_layers * config.num_key_value_heads * width * PAGE * (2 if precision == "int8" else 4)
-        room = self.cache_bytes or min(USUAL_BYTES, int(MEMORY_SHARE * psutil.virtual_memory().available))
+        if dtype is not None:
+            page_bytes = config.num_hidden_layers * config.num_key_value_heads * 2 * config.head_dim * PAGE * dtype.itemsize
+        room = self.cache_bytes or usual_bytes(model, dtype, device)
         pages = min(room // page_bytes, self.most_running * -(-context // PAGE))
         if pages < 2:
             raise ResourceError(f"{room:,} bytes do not hold two pages of {PAGE} positions", f"give at least {2 * page_bytes:,}")
@@ -91,18 +107,37 @@ class EngineSettings:
         )
 
 
-def open_runner(model: FoundationModel, settings: EngineSettings, shape: Shape) -> Runner:
-    """What computes.
+def usual_bytes(model: FoundationModel, dtype: torch.dtype | None, device: torch.device) -> int:
+    """Memory for keys and values where nobody says how much: of the machine, or of the GPU beside the model's weights."""
+    if device.type != "cuda":
+        return min(USUAL_BYTES, int(MEMORY_SHARE * psutil.virtual_memory().available))
+    free, _ = torch.cuda.mem_get_info(device)
+    weights = sum(p.numel() * (dtype or p.dtype).itemsize for p in model.parameters() if p.device.type != "cuda")
+    return max(0, int(GPU_SHARE * (free - weights)))
+
+
+class Opened(NamedTuple):
+    """What computes, and how large its workplaces are."""
+
+    runner: Runner
+    shape: Shape
+
+
+def open_runner(model: FoundationModel, settings: EngineSettings) -> Opened:
+    """What computes, as large as its memory allows.
 
     Raises:
-        ResourceError: the compiled trunk was asked for and cannot be had.
+        ConfigError: the context is longer than the model's.
+        ResourceError: the compiled trunk was asked for and cannot be had, or the memory does not hold one request.
     """
-    gpu = settings.device.startswith("cuda") or (settings.device == "auto" and torch.cuda.is_available())
-    if settings.backend != "torch" and not gpu:
+    device = settings.computes_on
+    if settings.backend != "torch" and device.type != "cuda":
+        shape = settings.derive(model)
         try:
-            return CpuRunner(model, shape)
+            return Opened(CpuRunner(model, shape), shape)
         except BedplateError:
             if settings.backend == "cpu":
                 raise
-    device = torch.device(settings.device if settings.device != "auto" else "cuda" if gpu else "cpu")
-    return TorchRunner(model, shape, device, torch.bfloat16 if gpu and settings.precision != "float32" else torch.float32)
+    dtype = torch.bfloat16 if device.type == "cuda" and settings.precision != "float32" else torch.float32
+    shape = settings.derive(model, dtype, device)
+    return Opened(TorchRunner(model, shape, device, dtype), shape)
