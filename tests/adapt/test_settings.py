@@ -10,7 +10,7 @@ from bedplate.adapt.base import Base
 from bedplate.adapt.loop import assemble, place, prepare
 from bedplate.adapt.settings import AdaptSettings
 from bedplate.core.config import from_mapping, to_mapping
-from bedplate.core.errors import ConfigError
+from bedplate.core.errors import ConfigError, DataError
 from bedplate.core.events import read_events
 from bedplate.testing.bases import tiny_base
 
@@ -88,6 +88,26 @@ def low_rank(base_folder, file, tmp_path_factory):
 def test_every_setting_of_a_low_rank_change_changes_the_tensors(base_folder, file, low_rank, tmp_path, key, value):
     asked = asked_for(base_folder, file, tmp_path, ("method.name", "lora"), (key, value))
     assert outcome(asked)[0] != low_rank
+
+
+def test_reading_the_last_token_and_starting_from_an_adapter(base_folder, file, low_rank, tmp_path):
+    first = asked_for(base_folder, file, tmp_path / "first", ("method.name", "lora"), ("classify.reads", "last"), ("method.rank", 4))
+    tensors, told = outcome(first)
+    assert tensors.keys() != low_rank.keys() and '"reads": "last"' in told
+    asked = asked_for(base_folder, file, tmp_path / "second", ("method.name", "lora"), ("method.start", str(first.to)))
+    second = outcome(asked)[0]
+    factor = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+    assert np.shape(second[factor]) == np.shape(tensors[factor]) != np.shape(low_rank[factor])  # its rank is the other's
+    assert np.abs(np.array(second[factor]) - np.array(tensors[factor])).max() < 0.01
+    for changes, word in (
+        ((("classify.reads", "last"),), "no place beside"), ((("classify.reads", "last"), ("classify.words", True)), "more than the last"),
+        ((("method.start", "x"),), "does not go on"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=word):
+            asked_for(base_folder, file, tmp_path, *changes)
+    other = asked_for(tiny_base(tmp_path / "b", seed=3), file, tmp_path / "third", ("method.name", "lora"), ("method.start", str(first.to)))
+    with pytest.raises(DataError, match="another base"):
+        done(other)
 
 
 @pytest.mark.parametrize(("key", "value", "said"), [

@@ -83,6 +83,7 @@ SHOWN = {
             "extract.sees prefer.beta distill.teacher distill.by distill.temperature distill.most_tokens"
         ),
         "adapt/test_further.py::test_the_shares_of_learning_rates": "further.lr_share",
+        "adapt/test_settings.py::test_reading_the_last_token_and_starting_from_an_adapter": "classify.reads method.start",
         "adapt/test_settings.py::test_every_setting_of_a_low_rank_change_changes_the_tensors": (
             "method.rank method.alpha method.rslora method.targets method.dropout method.base_bits"
         ),

@@ -70,6 +70,7 @@ def adapt(settings: AdaptSettings, run: Run, answerer: Answerer | None = None) -
         return further(settings, run)
     device, dtype = place(settings)
     base = Base.load(settings.base, device)
+    settings = replace(settings, method=methods.as_started(settings.method, base.digest))
     prepared = prepare(settings, base, answerer=answerer)
     tell(prepared, run)
     training = assemble(settings, prepared, run, dtype)
@@ -206,14 +207,16 @@ def write(settings: AdaptSettings, base: Base, task: Task, facts: Mapping[str, A
     task.keep(folder)
     learned = {
         "task": task.name,
-        "method": to_mapping(settings.method),
+        "method": to_mapping(replace(settings.method, start=None)),
         "most_positions": task.most_positions,
         "template": settings.data.template,
         "chat_template": base.template.digest,
         **task.facts(),
     }
     write_json(folder / TASK, learned)
-    return seal(folder, "adapter", parents={"base": base.digest, **task.parents}, settings=_plain(to_mapping(settings)), about={"task": task.name, **facts})
+    start = settings.method.start
+    parents = {"base": base.digest, **task.parents} | ({} if start is None else {"start": read_manifest(start, "adapter").digest})
+    return seal(folder, "adapter", parents=parents, settings=_plain(to_mapping(settings)), about={"task": task.name, **facts})
 
 
 def restore(base: Base, folder: Path) -> Task:
@@ -268,6 +271,8 @@ def check_same(settings: AdaptSettings, folder: Path) -> None:
     asked["train"] = {key: value for key, value in asked["train"].items() if key not in ("threads", "device")}
     models = {"base": settings.base, **({} if settings.distill.teacher is None else {"teacher": settings.distill.teacher})}
     digests = {role: read_manifest(folder, "model").digest for role, folder in models.items()}
+    if settings.method.start is not None:
+        digests["start"] = read_manifest(settings.method.start, "adapter").digest
     asked["digests"] = {**digests, "data": [sha256_file(path) for path in files if path.is_file()]}
     asked = json.loads(json.dumps(asked))
     path = folder / ASKED

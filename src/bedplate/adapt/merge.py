@@ -16,7 +16,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from bedplate.adapt.loop import TASK
 from bedplate.adapt.methods import HEAD, WEIGHTS
+from bedplate.adapt.tasks.classify import Classify
 from bedplate.core.artifact import MANIFEST, Manifest, read_manifest, verify
 from bedplate.core.errors import ConfigError, DataError, IntegrityError, StateError
 from bedplate.core.files import read_json
@@ -88,8 +90,8 @@ def _check(folder: Path, base: str) -> str:
     manifest = verify(folder, "adapter")
     if (made_for := manifest.parents.get("base")) != base:
         raise DataError(f"{folder} was made for another base", f"give the base whose manifest has the digest {str(made_for)[:12]}…")
-    if (folder / HEAD).exists():
-        task = read_json(folder / "task.json").get("task")
+    task = read_json(folder / TASK).get("task")
+    if (folder / HEAD).exists() or task == Classify.name:
         raise DataError(f"{folder} has a head of its own, for the task {task}", "use it with `bedplate predict`; what only generates can be merged")
     return manifest.digest
 

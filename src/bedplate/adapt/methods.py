@@ -11,6 +11,7 @@ All but the last can have the base's matrices in few bits.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,15 +20,24 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from bedplate.adapt.settings import MethodSettings
-from bedplate.core.errors import IntegrityError
-from bedplate.core.files import publish
-from bedplate.model.adapters import AdapterShape, attach, freeze, quantise
+from bedplate.core.artifact import verify
+from bedplate.core.config import from_mapping
+from bedplate.core.errors import DataError, IntegrityError
+from bedplate.core.files import publish, read_json
+from bedplate.model.adapters import AdapterShape, attach, freeze, projections, quantise
 from bedplate.model.formats import peft
 from bedplate.model.foundation import FoundationModel
 
 WEIGHTS = "weights.safetensors"
 """Base weights that `full` changed."""
 HEAD = "head.safetensors"
+
+
+class Score(nn.Linear):
+    """A classifier's matrix over the last token's state, without offsets. PEFT keeps it beside the adapters, and so do we."""
+
+    def __init__(self, width: int, labels: int) -> None:
+        super().__init__(width, labels, bias=False)
 
 
 def prepare(model: FoundationModel, method: MethodSettings, seed: int) -> dict[str, nn.Parameter]:
@@ -41,7 +51,14 @@ def prepare(model: FoundationModel, method: MethodSettings, seed: int) -> dict[s
     if method.base_bits is not None:
         quantise(model, method.base_bits)
     if method.name in ("lora", "dora"):
-        return attach(model, shape_of(method), seed)
+        weights = attach(model, shape_of(method), seed)
+        if method.start is not None:
+            known = dict(projections(model))
+            for name, adapter in peft.read(method.start, model, scores=True).items():
+                mine = known[name].adapter
+                assert mine is not None, "as_started gave it the same targets"
+                mine.load_state_dict(adapter.state_dict())
+        return weights
     if method.name == "probe":
         freeze(model)
         return {}
@@ -50,6 +67,30 @@ def prepare(model: FoundationModel, method: MethodSettings, seed: int) -> dict[s
     for parameter in trained.values():
         parameter.requires_grad_(True)
     return trained
+
+
+def as_started(method: MethodSettings, base: str) -> MethodSettings:
+    """The method with the shape of the adapter that it goes on from.
+
+    Args:
+        method: as asked for.
+        base: digest of the base.
+    Raises:
+        DataError: that adapter cannot be gone on from.
+    """
+    folder = method.start
+    if folder is None:
+        return method
+    if (manifest := verify(folder, "adapter")).parents.get("base") != base:
+        raise DataError(f"{folder} was made for another base", f"give the base whose manifest has the digest {str(manifest.parents.get('base'))[:12]}…")
+    own = "merge it, and adapt the merged model"
+    if not (folder / peft.CONFIG).is_file():
+        raise DataError(f"{folder} holds no low-rank change to go on from", own)
+    config = peft.read_config(folder, scores=True)
+    if config.get("rank_pattern") or config.get("alpha_pattern"):
+        raise DataError(f"{folder} has a rank or an alpha of its own for some projections (rank_pattern, alpha_pattern)", own)
+    learned = from_mapping(MethodSettings, read_json(folder / "task.json")["method"])
+    return replace(method, name=learned.name, rank=learned.rank, alpha=learned.alpha, rslora=learned.rslora, targets=learned.targets)
 
 
 def shape_of(method: MethodSettings) -> AdapterShape:
@@ -71,10 +112,10 @@ def peak_lr(method: MethodSettings, width: int) -> float:
 def save(model: FoundationModel, head: nn.Module | None, method: MethodSettings, folder: Path, base: str) -> None:
     """Write what was trained into an adapter folder; `base` is the name that PEFT is told."""
     if method.name in ("lora", "dora"):
-        peft.write(folder, model, shape_of(method), base)
+        peft.write(folder, model, shape_of(method), base, head.weight if isinstance(head, Score) else None)
     if method.name == "full":
         _write({name: p for name, p in model.named_parameters() if not name.startswith("unit_heads")}, folder / WEIGHTS)
-    if head is not None:
+    if head is not None and not isinstance(head, Score):
         _write(dict(head.named_parameters()), folder / HEAD)
 
 
@@ -88,7 +129,7 @@ def load(model: FoundationModel, head: nn.Module | None, method: MethodSettings,
         quantise(model, method.base_bits)
     freeze(model)
     if method.name in ("lora", "dora"):
-        peft.put_on(model, peft.read(folder, model))
+        peft.put_on(model, peft.read(folder, model, scores=isinstance(head, Score)))
     if method.name == "full":
         _read(model, folder / WEIGHTS)
     if head is not None:
@@ -101,7 +142,15 @@ def load_head(head: nn.Module, folder: Path) -> None:
     Raises:
         IntegrityError: they do not fit the task.
     """
-    _read(head, folder / HEAD)
+    if not isinstance(head, Score):
+        _read(head, folder / HEAD)
+        return
+    matrix = peft.read_score(folder)
+    if matrix is None or matrix.shape != head.weight.shape:
+        found = "none" if matrix is None else "one of another shape"
+        raise IntegrityError(f"{folder} should hold a classifier's matrix, but holds {found}", "restore the adapter folder from a copy")
+    with torch.no_grad():
+        head.weight.copy_(matrix)
 
 
 def _write(tensors: dict[str, nn.Parameter], path: Path) -> None:

@@ -62,6 +62,8 @@ class MethodSettings:
     """lora, dora: names of the projections that are changed."""
     dropout: float = 0.0
     """lora, dora: share of the inputs that the low-rank part does not see in a step."""
+    start: Path | None = None
+    """lora, dora: an adapter folder of the same base that learning goes on from. Name, rank, alpha, rslora and targets are then those of that adapter."""
     base_bits: Literal[8, 4] | None = None
     """Bits in which the frozen base's matrices are kept: 8 takes a quarter of the memory, 4 (NF4) an eighth. None: exactly."""
 
@@ -76,6 +78,8 @@ class MethodSettings:
             raise ConfigError("method.targets names nothing", f"known: {', '.join(TARGETS)}")
         if unknown := [name for name in self.targets if name not in TARGETS]:
             raise ConfigError(f"method.targets: no projection is called {unknown[0]!r}", did_you_mean(unknown[0], TARGETS))
+        if self.start is not None and self.name not in ("lora", "dora"):
+            raise ConfigError(f"{self.name} does not go on from an adapter", 'set method.name to "lora", or leave method.start out')
         if self.base_bits is not None and self.name == "full":
             raise ConfigError("a base in few bits cannot be trained in full", 'set method.name to "lora", or leave method.base_bits out')
 
@@ -91,12 +95,17 @@ class ClassifySettings:
     examples that neither has learned from. Worth it where exact names tell the label: programs, functions, keys."""
     weight_column: str = ""
     """A column that says how much an example counts, such as 0.3 for one of a source that resembles yours; 1 where the cell is empty. "": all count 1."""
+    reads: Literal["mean", "last"] = "mean"
+    """What the head reads. mean: the mean over a thing's tokens or units, of the upper half's streams; last: the state of a text's last token and nothing
+    else, as classifiers of `transformers` do, so that `peft` can load the whole worker (with lora and dora)."""
     accuracy: float = 0.0
     """Accuracy that answers should have: where the worker is less sure than this takes on held-out examples, it abstains. 0: it always answers."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.accuracy < 1:
             raise ConfigError(f"classify.accuracy = {self.accuracy} is not a share below 1", "0.95 lets one answer in twenty be wrong")
+        if self.words and self.reads == "last":
+            raise ConfigError("classify.words counts more than the last token's state", 'leave classify.words out, or set classify.reads to "mean"')
 
 
 @dataclass(frozen=True)
@@ -239,3 +248,7 @@ class AdaptSettings:
     """How long, how fast, on what."""
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
     """When the whole state is saved and which states are kept."""
+
+    def __post_init__(self) -> None:
+        if self.task == "classify" and self.classify.reads == "last" and self.method.name not in ("lora", "dora"):
+            raise ConfigError(f"a {self.method.name} has no place beside PEFT's adapters", 'set method.name to "lora", or classify.reads to "mean"')

@@ -8,22 +8,44 @@ from typing import Any, Literal
 from bedplate.cli.app import Here, ModelFolder
 
 
-def get(model: str = "", *, to: Path | None = None, dtype: Literal["float32", "bfloat16", "float16"] | None = None, console: Here) -> None:
-    """Fetch a model and make a model folder of it; without a name, list those that are known.
+def get(
+    model: str = "",
+    *,
+    to: Path | None = None,
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+    base: ModelFolder | None = None,
+    labels: str = "",
+    template: Literal["chat", "raw"] = "chat",
+    console: Here,
+) -> None:
+    """Fetch a model and make a model folder of it, or with --base an adapter folder of an adapter that PEFT made; without a name, list the models that are
+    known.
 
     Args:
-        model: a name in the catalogue, a Hugging Face folder, a GGUF file, or hf:OWNER/NAME.
+        model: a name in the catalogue, a Hugging Face folder, a GGUF file, or hf:OWNER/NAME; with --base an adapter's folder or hf:OWNER/NAME.
         to: the folder to write. By default the model's name in Bedplate's home folder ($BEDPLATE_HOME, else in the user's cache).
         dtype: type of the stored weights. By default as they come; those of a GGUF file as float32, of large ones as bfloat16.
+        base: the model that an adapter was made for.
+        labels: an adapter that classifies: names of its outputs in their order, such as spam,ham. By default LABEL_0, LABEL_1 and so on.
+        template: an adapter that generates: how prompts are written for it, by the base's chat template or as they are.
     """
     if not model:
         _list(console)
+        return
+    if base is not None:
+        from bedplate.adapt.foreign import bring
+
+        names = [name.strip() for name in labels.split(",") if name.strip()]
+        _tell(bring(model, base, to, labels=names, template=template, say=console.say), console)
         return
     import torch
 
     from bedplate.model.formats.get import get as fetch
 
-    got = fetch(model, to, getattr(torch, dtype) if dtype else None, console.say)
+    _tell(fetch(model, to, getattr(torch, dtype) if dtype else None, console.say), console)
+
+
+def _tell(got: Any, console: Any) -> None:
     about = got.manifest.about
     licence = about.get("licence") or about.get("license") or "not said"
     console.say(f"{got.folder} {'made' if got.made else 'was there already'}; licence: {licence}")

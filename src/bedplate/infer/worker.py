@@ -15,12 +15,13 @@ import torch
 
 from bedplate.adapt.base import Base
 from bedplate.adapt.examples import Row
-from bedplate.adapt.loop import restore
+from bedplate.adapt.loop import TASK, restore
 from bedplate.adapt.tasks import Task
 from bedplate.adapt.tasks.generate import Generate
 from bedplate.core.artifact import verify
 from bedplate.core.errors import ConfigError, DataError
 from bedplate.infer.answer import answer
+from bedplate.model.formats import peft
 
 Input = str | Mapping[str, Any] | Row
 """Text; or cells by the column names of the examples (text, messages, image as bytes or a path, ...); or a row of a table."""
@@ -40,6 +41,8 @@ class Worker:
             DataError: the adapter was made for another base.
             IntegrityError: a digest does not hold.
         """
+        if (adapter / peft.CONFIG).is_file() and not (adapter / TASK).is_file():
+            raise DataError(f"{adapter} was made by PEFT and says nothing of its base", f"bring it in first: bedplate get {adapter} --base {base}")
         verify(adapter, "adapter")
         loaded = Base.load(base, device)
         return cls(loaded, restore(loaded, adapter))

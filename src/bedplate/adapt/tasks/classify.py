@@ -21,13 +21,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bedplate.adapt.calibrate import abstention_threshold, best_threshold, expected_calibration_error, fit_temperature, log_probabilities, macro_f1, micro_f1
-from bedplate.adapt.encode import Item
+from bedplate.adapt.encode import Item, compose, said
 from bedplate.adapt.examples import Row
+from bedplate.adapt.methods import Score
 from bedplate.adapt.probe import Loss, fit_linear, unseen_scores
 from bedplate.adapt.tasks.base import Judged, Task, linear_head, portions
 from bedplate.adapt.weigh import folds, weigh
 from bedplate.adapt.words import WordScores, fit_words
 from bedplate.core.errors import DataError
+from bedplate.modality.sequence import Sequence as Positions
+from bedplate.model.foundation import attention_mask
 
 
 class Label(NamedTuple):
@@ -64,6 +67,8 @@ class Classify(Task):
 
     names: tuple[str, ...] = ()
     """The labels, in the order of the head's outputs."""
+    reads = "mean"
+    """What the head reads, as `classify.reads` says."""
     several = False
     """Whether labels do not exclude each other."""
     temperature = 1.0
@@ -73,7 +78,7 @@ class Classify(Task):
     """Confidence below which it abstains; with several labels, probability from which on one is given."""
 
     def survey(self, rows: Sequence[Row]) -> None:
-        self.several = any("labels" in row.values for row in rows)
+        self.several, self.reads = any("labels" in row.values for row in rows), self.settings.classify.reads
         counts = Counter(name for row in rows for name in self._named(row))
         self.names = tuple(sorted(counts))
         if len(self.names) < (1 if self.several else 2):
@@ -85,7 +90,7 @@ class Classify(Task):
         self._weights = {name: sum(counts.values()) / (len(counts) * counts[name]) if balanced else 1.0 for name in self.names}
 
     def encode(self, row: Row, learn: bool = True) -> Item:
-        positions = self.fit(self.base.look(row.inputs(self.model.config.senses)))
+        positions = self.fit(self._positions(row))
         target = np.zeros(len(self.names), np.float32)
         weight = 1.0
         if learn:
@@ -97,6 +102,23 @@ class Classify(Task):
             weight *= self._weight_of(row)
         text = str(row.values.get("text", ""))
         return LabelItem(row.number, (positions,), target, weight, text, str(row.values.get(self.settings.data.group, "")))
+
+    def _positions(self, row: Row) -> Positions:
+        if self.reads == "mean":
+            return self.base.look(row.inputs(self.model.config.senses))
+        ids = self.base.encoder.whole.encode(row.text("text")).ids  # as `transformers` would: with the marks that the tokenizer sets, and no others
+        if not ids:
+            raise row.error("'text' is empty")
+        return compose([said(ids, False)], self.model.config)
+
+    def pooled(self, sequences: Sequence[Positions]) -> Float[Tensor, "b d"]:
+        if self.reads == "mean":
+            return super().pooled(sequences)
+        batch = self.batch(sequences)
+        held = batch.sense >= 0
+        last = held & (held.cumsum(1) == held.sum(1, keepdim=True))
+        states: Tensor = self.model.run_trunk(self.model.embed(batch), attention_mask(batch), wanted=last)
+        return states
 
     def _weight_of(self, row: Row) -> float:
         column = self.settings.classify.weight_column
@@ -129,7 +151,11 @@ class Classify(Task):
             scales = weigh([unseen_scores(features, targets, self._loss, fold, probe.penalty, weights), unseen], targets, self._loss, weights)
             weight, bias, self.words = scales[0] * weight, scales[0] * bias, words.times(scales[1])
             self._unseen = {item.row: scores for item, scores in zip(items, np.float32(scales[1]) * unseen)}
-        self.head = linear_head(weight, bias, self.model.head.device)
+        if self.reads == "last":
+            constant = np.linalg.lstsq(features, np.ones(len(features), np.float32), rcond=1e-3)[0]  # a direction that reads as nearly 1 everywhere
+            self.head = self._score(weight + bias[:, None] * constant)
+        else:
+            self.head = linear_head(weight, bias, self.model.head.device)
 
     def logits(self, items: Sequence[Item]) -> Float[Tensor, "b c"]:
         """Scores of every label, differentiable."""
@@ -212,7 +238,7 @@ class Classify(Task):
 
     def facts(self) -> dict[str, Any]:
         learned = {"labels": list(self.names), "several": self.several, "temperature": self.temperature, "threshold": self.threshold}
-        return learned | {"words": self.words is not None}
+        return learned | {"words": self.words is not None, "reads": self.reads}
 
     def keep(self, folder: Path) -> None:
         if self.words is not None:
@@ -225,9 +251,17 @@ class Classify(Task):
     def restore(self, facts: Mapping[str, Any]) -> Self:
         self.names, self.several = tuple(facts["labels"]), bool(facts["several"])
         self._worded = facts.get("words") is True  # adapters from before had none
+        self.reads = str(facts.get("reads", "mean"))
         self.temperature, self.threshold = float(facts["temperature"]), float(facts["threshold"])
-        self.head = nn.Linear(self.model.config.hidden_size, len(self.names)).to(self.model.head.device)
+        width, count = self.model.config.hidden_size, len(self.names)
+        self.head = self._score(np.zeros((count, width), np.float32)) if self.reads == "last" else nn.Linear(width, count).to(self.model.head.device)
         return self
+
+    def _score(self, weight: Float[np.ndarray, "c d"]) -> Score:
+        head = Score(weight.shape[1], weight.shape[0])
+        with torch.no_grad():
+            head.weight.copy_(torch.from_numpy(weight))
+        return head.to(self.model.head.device)
 
 
 def _texts(items: Sequence[Item]) -> list[str]:

@@ -19,6 +19,7 @@ PIECE_BYTES = 1 << 20
 WANTED = (
     "config.json", "generation_config.json", "model.safetensors", "model-*.safetensors", "model.safetensors.index.json",
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "LICENSE*",
+    "adapter_config.json", "adapter_model.safetensors",
 )  # fmt: skip
 """What is fetched from a hub: never pickles, never programs."""
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")

