@@ -36,6 +36,8 @@ class Answer:
     def __init__(self, questions: Sequence[Question], most_pieces: int) -> None:
         self.usage = Usage(0, 0, 0)
         """Of what has ended so far."""
+        self.said = 0
+        """Pieces that held something: about as many as tokens, where it is not known yet what the answer cost."""
         self.overflowed = False
         """Whether the reader was so slow that the answer was cancelled."""
         self.on_overflow: Callable[[], object] | None = None
@@ -94,6 +96,7 @@ class Answer:
                 self.usage = Usage(*(a + b for a, b in zip(self.usage, piece.usage)))
         if self._cancelled and not piece.last:
             return
+        self.said += bool(piece.text or piece.tool_calls or piece.logprobs)
         self._kept.append((number, piece))
         if len(self._kept) > self._most and not self.overflowed:
             self.overflowed = True

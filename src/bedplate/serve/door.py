@@ -40,6 +40,8 @@ HEADERS: dict[str, str] = {
 
 READ = (b"authorization", b"host", b"origin", b"cookie", b"content-length", b"sec-fetch-site", b"accept")
 """Headers of a request that are looked at."""
+PUBLIC_BODY_BYTES = 16_384
+"""Largest body of somebody who has shown no key: a form with one in it."""
 ANYBODY = Caller("-", "", frozenset())
 """Who asks for a public page."""
 
@@ -70,8 +72,9 @@ class Door:
             await send(message)
 
         try:
-            state["caller"] = await self._enter(scope)
-            body = _Body(receive, self.gateway.settings.limits.body_bytes, self.gateway.settings.listen.body_s, scope)
+            caller = await self._enter(scope)
+            state["caller"] = caller or ANYBODY
+            body = _Body(receive, self._most_bytes(caller), self.gateway.settings.listen.body_s)
         except Refusal as refused:
             self.gateway.metrics.refused.labels(refused.code or "other").inc()
             refused.headers.setdefault("connection", "close")  # what else it sends is of no interest
@@ -89,7 +92,7 @@ class Door:
             self.gateway.metrics.requests.labels(route, str(seen["status"])).inc()
             self.gateway.metrics.seconds.labels(route).observe(time.monotonic() - began)
 
-    async def _enter(self, scope: Scope) -> Caller:
+    async def _enter(self, scope: Scope) -> Caller | None:
         headers = {name: value for name, value in scope["headers"] if name in READ}
         public = any(method == scope["method"] and regex.match(scope["path"]) for method, regex in self._public)
         caller = await self.gateway.reception.who(headers, scope["method"])
@@ -100,16 +103,20 @@ class Door:
             later_s = self.gateway.settings.listen.drain_s
             raise Refusal(503, "this gateway is about to stop; ask another, or again later", code="draining", retry_after_s=later_s)
         length = headers.get(b"content-length", b"0")
-        most = self.gateway.settings.limits.body_bytes
+        most = self._most_bytes(caller)
         if not length.isdigit() or int(length[:20]) > most:
             raise _too_large(most)
-        return caller or ANYBODY
+        return caller
+
+    def _most_bytes(self, caller: Caller | None) -> int:
+        most = self.gateway.settings.limits.body_bytes
+        return most if caller is not None else min(most, PUBLIC_BODY_BYTES)
 
 
 class _Body:
     """A body that is refused as soon as it is too large or too slow."""
 
-    def __init__(self, receive: Receive, most_bytes: int, most_s: float, scope: Scope) -> None:
+    def __init__(self, receive: Receive, most_bytes: int, most_s: float) -> None:
         self._receive, self._most, self._deadline_s = receive, most_bytes, time.monotonic() + most_s
         self._read = 0
         self._complete = False

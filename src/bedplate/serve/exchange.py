@@ -51,8 +51,7 @@ class Exchange:
         choices = sum(ask.sampling.n for ask in self.asks)
         self._said: list[list[str]] = [[] for _ in range(choices)]
         self._finish = ["cancelled"] * choices
-        self._written = False
-        self._closed = False
+        self._written = self._settled = self._closed = False
 
     @classmethod
     async def begin(cls, gateway: Gateway, caller: Caller, prefix: str, target: Target, asks: Sequence[Ask], prompt_tokens: int) -> Exchange:
@@ -188,10 +187,11 @@ class Exchange:
             raise Refusal(503, "this gateway cannot write its audit, and answers nothing until it can", code="audit", retry_after_s=5.0) from error
 
     def _settle(self) -> None:
-        if self.answer is None or self._written or self._closed:
+        if self.answer is None or self._settled:
             return
+        self._settled = True
         usage = self.answer.usage
-        said = usage.completion_tokens if self.answer.ended else sum(len(parts) for parts in self._said)
+        said = usage.completion_tokens if self.answer.ended else self.answer.said  # whoever leaves before the end has had what was said
         self._slot.settle(said)
         self._gateway.metrics.count_tokens(self.target.name, usage.prompt_tokens, usage.cached_tokens, said)
 

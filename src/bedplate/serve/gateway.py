@@ -31,6 +31,7 @@ from bedplate.serve.limits import Limiter
 from bedplate.serve.metrics import Metrics
 from bedplate.serve.models import Models
 from bedplate.serve.pages import table as pages
+from bedplate.serve.pages.render import shown
 from bedplate.serve.policy import Policy
 from bedplate.serve.reception import Reception
 from bedplate.serve.redact import Redactor
@@ -91,7 +92,9 @@ class Gateway:
 
     def log(self, request_id: str, error: BaseException) -> None:
         """Tell the log what the client is not told."""
-        LOG.error("request %s: %s", request_id, error, exc_info=None if isinstance(error, BedplateError) else error)
+        told = f"{error.message} ({error.hint})" if isinstance(error, BedplateError) else f"{type(error).__name__}: {error}"
+        # A remote's words may be a client's, and a log is read in terminals.
+        LOG.error("request %s: %s", request_id, shown(told).replace("\n", "\u240a"), exc_info=None if isinstance(error, BedplateError) else error)
 
     def later(self, work: Callable[[], None]) -> None:
         """Do something off the loop, without anybody waiting for it; `close` waits."""
@@ -171,7 +174,7 @@ def create_app(gateway: Gateway, routes: Sequence[Route] = ROUTES) -> ASGIApp:
         await gateway.stop()
 
     gateway.routes = tuple(routes)
-    app = FastAPI(title="Bedplate", version=bedplate.__version__, lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(title="Bedplate", version=bedplate.__version__, lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
 
     @app.exception_handler(HTTPException)
     async def no_route(request: Request, error: HTTPException) -> Response:

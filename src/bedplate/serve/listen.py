@@ -28,6 +28,9 @@ from bedplate.serve.settings import ListenSettings
 
 SEND_BUFFER_BYTES = 65_536
 """Of the kernel, for each connection: left alone it grows to megabytes for a client that does not read."""
+LARGEST_HEAD_BYTES = 65_536
+"""Of a request's head, and of what may follow its body: the parser keeps it all, and no key has been seen yet."""
+TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 LOG = logging.getLogger("bedplate.serve")
 
 
@@ -76,7 +79,7 @@ class Server(uvicorn.Server):
         settings = gateway.settings.listen
         config = uvicorn.Config(
             app,
-            http=_patient(settings.headers_s),
+            http=_patient(settings.headers_s, settings.body_s),
             ws="none",
             lifespan="on",
             log_config=None,
@@ -134,25 +137,62 @@ class Server(uvicorn.Server):
             LOG.warning("reloaded: %s", "; ".join(changed) or "nothing has changed")
 
 
-def _patient(headers_s: float) -> type[HttpToolsProtocol]:
-    """A protocol that waits so long for a request's head, and lets the application cut a connection."""
+def _patient(headers_s: float, body_s: float) -> type[HttpToolsProtocol]:
+    """A protocol that waits so long for a request's head, and for the rest of a body that nobody reads any more; that takes heads of a bounded size; and that
+    lets the application cut a connection."""
 
     class Patient(HttpToolsProtocol):
         _head: TimerHandle | None = None
+        _rest: TimerHandle | None = None
+        _open = False
+        """Whether a request has begun and not come to its end."""
+        _went_on = False
+        _kept_bytes = 0
+        """Since something of it was complete."""
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
             self._wait()
 
+        def data_received(self, data: bytes) -> None:
+            self._went_on = False
+            super().data_received(data)
+            self._kept_bytes = 0 if self._went_on else self._kept_bytes + len(data)
+            if self._kept_bytes > LARGEST_HEAD_BYTES and not self.transport.is_closing():
+                if self.cycle is None or self.cycle.response_complete:
+                    self.transport.write(TOO_LARGE)
+                    self.transport.close()
+                else:
+                    self.transport.abort()
+
         def on_message_begin(self) -> None:
             super().on_message_begin()
             self.scope["extensions"] = {"bedplate.abort": self.transport.abort}  # type: ignore[dict-item]
+            self._open = True
             if self._head is None:
                 self._wait()
 
         def on_headers_complete(self) -> None:
+            self._went_on = True
             self._come()
             super().on_headers_complete()
+
+        def on_chunk_header(self) -> None:
+            self._went_on = True
+
+        def on_body(self, body: bytes) -> None:
+            self._went_on = True
+            super().on_body(body)
+
+        def on_message_complete(self) -> None:
+            self._went_on, self._open = True, False
+            self._come()
+            super().on_message_complete()
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            if self._open and self._rest is None:  # answered without its body: the door does not look at the clock any more
+                self._rest = self.loop.call_later(body_s, self.transport.abort)
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._come()
@@ -162,8 +202,9 @@ def _patient(headers_s: float) -> type[HttpToolsProtocol]:
             self._head = self.loop.call_later(headers_s, self.transport.abort)
 
         def _come(self) -> None:
-            if self._head is not None:
-                self._head.cancel()
-                self._head = None
+            for timer in (self._head, self._rest):
+                if timer is not None:
+                    timer.cancel()
+            self._head = self._rest = None
 
     return Patient

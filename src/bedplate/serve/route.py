@@ -46,9 +46,9 @@ class Call:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Classes of its data, as the client says in x-bedplate-labels; they add to the key's, and the most sensitive counts."""
-        words = [word.strip() for word in self.request.headers.get("x-bedplate-labels", "").split(",")]
-        return tuple(word[:100] for word in words if word)[:20]
+        """Classes of its data, as said in x-bedplate-labels by the client and whatever stands between; they add to the key's, and the most sensitive counts."""
+        words = [word.strip() for line in self.request.headers.getlist("x-bedplate-labels") for word in line.split(",")]
+        return tuple(dict.fromkeys(word[:100] for word in words if word))
 
     @property
     def path(self) -> Mapping[str, str]:
