@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import threading
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from bedplate.core.config import Resolved
 from bedplate.core.errors import BedplateError, ConfigError, DataError
 from bedplate.core.generation import Ask, Form, Part, Sampling, Tool, Turn, stream, whole
 from bedplate.core.run import Run
+from bedplate.infer import grammar
 from bedplate.infer.answer import answer
 from bedplate.infer.engine import Engine
 from bedplate.infer.engine_settings import EngineSettings
@@ -72,6 +74,24 @@ def picture(side=16):
     handle = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (side, side, 3), np.uint8)).save(handle, "PNG")
     return handle.getvalue()
+
+
+def test_what_forms_need_is_made_when_a_generator_opens_and_once(folder, monkeypatch):
+    made, asked, begun = [], threading.Event(), threading.Event()
+
+    class Watched(grammar.Grammars):
+        def __init__(self, *arguments):
+            made.append(asked.is_set())
+            begun.set()
+            super().__init__(*arguments)
+
+    monkeypatch.setattr(grammar, "Grammars", Watched)
+    native = Native(Engine(Base.load(folder / "base"), EngineSettings(precision="float32", threads=1, cache_bytes=2**24)))
+    assert begun.wait(20), "nobody has asked yet"
+    asked.set()
+    ask = Ask(prompt=TEXTS[0], form=Form(choice=("yes", "no")), sampling=Sampling(max_tokens=8))
+    assert {whole(native, ask)[0] for _ in range(3)} <= {"yes", "no"} and made == [False]
+    native.close()
 
 
 def test_a_classifying_worker_says_what_worker_says(native, folder):

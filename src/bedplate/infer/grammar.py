@@ -1,6 +1,6 @@
 """Answers of a form: a JSON object, a JSON schema, a regular expression, one of some texts. Every token that would leave the form is forbidden.
 
-    constraint = Grammars(encoder, vocabulary=49152, ends={2}).constraint(Form(schema={...}))
+    constraint = Bridge(encoder, vocabulary=49152).constraint(Form(schema={...}), ends=frozenset({2}))
 
 The work is llguidance's (MIT), which walks the vocabulary's prefix tree with a lexer made on the way. Measured on SmolLM2's 49,152 tokens and a schema of four
 fields: import 0.05 s, compile 0.5 ms, a mask 16 us (median; 0.3 ms in the mean of a first use). xgrammar (Apache-2.0) makes masks in 4 us, but compiles the
@@ -13,6 +13,7 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Collection, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -107,6 +108,39 @@ class Grammars:
         if len(text) > 2 * MOST_CHARACTERS:
             raise ConfigError(f"the form has {len(text):,} characters", f"at most {MOST_CHARACTERS:,} are read")
         return str(text)
+
+
+class Bridge:
+    """The grammars of a model's tokens, for each set of ends that its workers have. Bridging 49,152 tokens takes 0.35 s: it is done once for each, and ahead
+    for those that are known ahead. Safe to use from several threads.
+
+    Args:
+        encoder: the model's tokenizer.
+        vocabulary: the model's number of logits.
+    """
+
+    def __init__(self, encoder: Encoder, vocabulary: int) -> None:
+        self._encoder, self._vocabulary = encoder, vocabulary
+        self._made: dict[frozenset[int], Future[Grammars]] = {}
+        self._lock = threading.Lock()
+
+    def begin(self, ends: frozenset[int]) -> Future[Grammars]:
+        """Have them made on a thread of its own, where they are not yet."""
+        with self._lock:
+            if ends not in self._made:
+                thread = ThreadPoolExecutor(1, "bedplate grammars")
+                self._made[ends] = thread.submit(Grammars, self._encoder, self._vocabulary, ends)
+                thread.shutdown(wait=False)
+            return self._made[ends]
+
+    def constraint(self, form: Form, ends: frozenset[int]) -> Grammar:
+        """A constraint at its beginning, for one answer.
+
+        Raises:
+            ConfigError: the form is damaged, too large, or uses what cannot be kept to.
+            ResourceError: llguidance is not installed.
+        """
+        return self.begin(ends).result().constraint(form)
 
 
 class Grammar:

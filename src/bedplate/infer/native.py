@@ -9,12 +9,11 @@ characters, nothing of a stop string, complete tool calls. It refuses to know ho
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from jaxtyping import Float
@@ -26,12 +25,12 @@ from bedplate.adapt.tasks.classify import Classify
 from bedplate.adapt.tasks.embed import Embed
 from bedplate.adapt.tasks.generate import Generate
 from bedplate.core.errors import BedplateError, ConfigError, StateError, did_you_mean
-from bedplate.core.generation import Alternative, Ask, Deliver, Finish, Form, Load, Piece, Ticket, TokenLogprob, ToolCall, Usage, WorkerCard
+from bedplate.core.generation import Alternative, Ask, Deliver, Finish, Load, Piece, Ticket, TokenLogprob, ToolCall, Usage, WorkerCard
 from bedplate.infer import tools
 from bedplate.infer.adapters import Registered
 from bedplate.infer.engine import Engine
 from bedplate.infer.failure import as_told
-from bedplate.infer.grammar import Grammars
+from bedplate.infer.grammar import Bridge
 from bedplate.infer.head import Head
 from bedplate.infer.reading import Question, ends_of, read
 from bedplate.infer.request import Drawn, Listener, Request
@@ -81,8 +80,8 @@ class Native:
 
     def __init__(self, engine: TokenEngine, most_choices: int = 128) -> None:
         self._engine, self._most_choices = engine, most_choices
-        self._grammars: dict[frozenset[int], Grammars] = {}
-        self._lock = threading.Lock()
+        self._bridge = Bridge(engine.base.encoder, engine.base.model.config.vocab_size)
+        self._bridge.begin(ends_of(engine.base, None))  # the first form that is asked for finds it done
         self._closed = False
 
     def submit(self, ask: Ask, deliver: Deliver) -> Ticket:
@@ -102,7 +101,7 @@ class Native:
         answer = _Answer(ask, question, self._engine.base, deliver)
         requests = []
         for choice in range(ask.sampling.n):
-            constraint = self._constraint(form, request.ends) if form is not None else None
+            constraint = self._bridge.constraint(form, request.ends) if form is not None else None
             sampling = replace(ask.sampling, seed=(ask.sampling.seed + choice * SEED_STEP) % 2**63, n=1)
             asked = ask.sampling.logprobs if ask.echo else None
             requests.append(replace(request, sampling=sampling, constraint=constraint, prompt_logprobs=asked))
@@ -189,12 +188,6 @@ class Native:
         vocabulary = self._engine.base.model.config.vocab_size
         if unknown := [token for token in ask.sampling.logit_bias if not 0 <= token < vocabulary]:
             raise ConfigError(f"logit_bias names token {unknown[0]}", f"tokens go from 0 to {vocabulary - 1}")
-
-    def _constraint(self, form: Form, ends: frozenset[int]) -> Any:
-        with self._lock:
-            if ends not in self._grammars:
-                self._grammars[ends] = Grammars(self._engine.base.encoder, self._engine.base.model.config.vocab_size, ends)
-        return self._grammars[ends].constraint(form)
 
 
 SEED_STEP = 0x9E3779B9
