@@ -55,8 +55,8 @@ def test_what_is_free_is_asked_of_the_gpu(model, monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 2 * free))
     most = EngineSettings(most_running=10**6)
     page = 2 * 2 * np.prod([model.config.num_hidden_layers, model.config.num_key_value_heads, model.config.head_dim, 16])
-    assert most.derive(model, torch.bfloat16, CUDA).pages == int(GPU_SHARE * (free - weights)) // page
-    assert most.derive(model, torch.float32, CUDA).pages == int(GPU_SHARE * (free - 2 * weights)) // (2 * page)
+    assert most.derive(model, torch.bfloat16, CUDA).pages == int(GPU_SHARE * (free - weights)) // page - 1
+    assert most.derive(model, torch.float32, CUDA).pages == int(GPU_SHARE * (free - 2 * weights)) // (2 * page) - 1
     free = weights // 2
     with pytest.raises(ResourceError, match="two pages"):
         most.derive(model, torch.bfloat16, CUDA)

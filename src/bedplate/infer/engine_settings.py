@@ -11,6 +11,7 @@ import torch
 
 from bedplate.core.errors import BedplateError, ConfigError, ResourceError
 from bedplate.infer.cpu.runner import CpuRunner
+from bedplate.infer.cuda_graphs import cuda_graph
 from bedplate.infer.step import PAGE, Runner, Shape
 from bedplate.infer.torch_runner import TorchRunner
 from bedplate.model.foundation import FoundationModel
@@ -87,10 +88,10 @@ class EngineSettings:
         precision: Literal["float32", "int8"] = "float32" if self.precision == "float32" else "int8"
         width = config.head_dim + -(-config.head_dim // PAGE) * PAGE  # values are filled up to whole lanes
         page_bytes = config.num_hidden_layers * config.num_key_value_heads * width * PAGE * (2 if precision == "int8" else 4)
-        if dtype is not None:
+        if dtype is not None:  # torch's keys are as wide as its values, and a page of them is nobody's (cuda_graphs.py)
             page_bytes = config.num_hidden_layers * config.num_key_value_heads * 2 * config.head_dim * PAGE * dtype.itemsize
         room = self.cache_bytes or usual_bytes(model, dtype, device)
-        pages = min(room // page_bytes, self.most_running * -(-context // PAGE))
+        pages = min(room // page_bytes - (dtype is not None), self.most_running * -(-context // PAGE))
         if pages < 2:
             raise ResourceError(f"{room:,} bytes do not hold two pages of {PAGE} positions", f"give at least {2 * page_bytes:,}")
         block = max(((spec.size // spec.patch) ** 2 for spec in (config.senses.image, config.senses.video) if spec is not None), default=0)
@@ -140,4 +141,4 @@ def open_runner(model: FoundationModel, settings: EngineSettings) -> Opened:
                 raise
     dtype = torch.bfloat16 if device.type == "cuda" and settings.precision != "float32" else torch.float32
     shape = settings.derive(model, dtype, device)
-    return Opened(TorchRunner(model, shape, device, dtype), shape)
+    return Opened(TorchRunner(model, shape, device, dtype, cuda_graph if device.type == "cuda" else None), shape)

@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from bedplate.infer.cuda_graphs import Decode, Record, one_each
 from bedplate.infer.step import PAGE, Packed, Shape, States, Step
+from bedplate.infer.torch_step import Group, Inputs, inputs
 from bedplate.model.foundation import FoundationModel
 from bedplate.model.projection import Adapter, Projection
 from bedplate.model.rotary import Rotation, rotate, rotation
@@ -20,7 +22,7 @@ from bedplate.model.rotary import Rotation, rotate, rotation
 class TorchRunner:
     """A Runner. Uses the model's own weights; nobody may change them meanwhile."""
 
-    def __init__(self, model: FoundationModel, shape: Shape, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, model: FoundationModel, shape: Shape, device: torch.device, dtype: torch.dtype, record: Record | None = None) -> None:
         """Make room for keys and values.
 
         Args:
@@ -28,6 +30,7 @@ class TorchRunner:
             shape: how much of everything; the number type is not taken from it.
             device: where to compute.
             dtype: of products, keys and values.
+            record: how steps of one position a sequence are made quicker, such as `cuda_graph`; None: they are computed like all.
         """
         config = self.config = model.config
         self.pages, self.most_positions, context = shape.pages, shape.positions, shape.context
@@ -35,23 +38,28 @@ class TorchRunner:
         self.device, self.dtype = device, dtype
         self._model = model if next(model.parameters()).dtype == dtype else model.to(dtype)
         self._model.to(device)
-        room = (shape.pages * PAGE, config.num_key_value_heads, config.head_dim)
+        room = ((shape.pages + 1) * PAGE, config.num_key_value_heads, config.head_dim)
         self._keys = [torch.zeros(room, dtype=dtype, device=device) for _ in range(config.num_hidden_layers)]
         self._values = [torch.zeros(room, dtype=dtype, device=device) for _ in range(config.num_hidden_layers)]
         scaling = config.rope_scaling
         self._dynamic = scaling is not None and scaling.rope_type == "dynamic"
         self._angles = rotation(config, min(context, config.max_position_embeddings) if self._dynamic else context, device)
         self._adapters: dict[str, Mapping[str, Adapter]] = {}
+        self._decode = None if record is None else Decode(lambda step: self._states(step)[0], config.hidden_size, shape.pages, device, dtype, record)
 
     @torch.inference_mode()
     def run(self, step: Step) -> States:
         """The states of a step's positions."""
-        config, device = self.config, self.device
-        x = torch.from_numpy(step.x).to(device, self.dtype)
-        position, until, slot = (torch.from_numpy(a.astype(np.int64)).to(device) for a in (step.position, step.until, step.slot))
+        if self._decode is not None and one_each(step):
+            return States(self._decode.states(step).cpu().numpy(), None)
+        last, mean = self._states(inputs(step, self.device, self.dtype))
+        return States(last.cpu().numpy(), None if mean is None else mean.cpu().numpy())
+
+    def _states(self, step: Inputs) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n d"] | None]:
+        """The last states, and the mean of some layers' where it is asked for; float32."""
+        config, (x, position, until, slot) = self.config, step[:4]
         cosine, sine = self._angles.cos[position], self._angles.sin[position]
         angles = Rotation(cosine[:, None], sine[:, None])  # [n 1 e], as heads stand beside positions here
-        groups = _groups(step, device)
         mean = torch.zeros_like(x, dtype=torch.float32) if step.layers is not None else None
         layers: Any = self._model.model.layers
         for number, layer in enumerate(layers):
@@ -68,7 +76,7 @@ class TorchRunner:
             self._keys[number][slot], self._values[number][slot] = keys.nan_to_num(), values.nan_to_num()
             window = config.sliding_window if number in config.sliding_layers else None
             attended = torch.empty_like(queries)
-            for group in groups:
+            for group in step.groups:
                 attended[group.rows.flatten()] = self._attend(number, group, queries, position, until, window)
             x = x + self._project(step, f"{prefix}.self_attn.o_proj", attention.o_proj, attended.flatten(1))
             normed = layer.post_attention_layernorm(x)
@@ -76,10 +84,9 @@ class TorchRunner:
             x = x + self._project(step, f"{prefix}.mlp.down_proj", layer.mlp.down_proj, F.silu(gate) * up)
             if mean is not None and step.layers is not None and number >= config.num_hidden_layers - step.layers:
                 mean += F.layer_norm(x.float(), (x.shape[-1],)) / step.layers
-        last: np.ndarray = self._model.model.norm(x).float().cpu().numpy()
-        return States(last, None if mean is None else mean.cpu().numpy())
+        return self._model.model.norm(x).float(), mean
 
-    def _project(self, step: Step, name: str, projection: Projection, x: Float[Tensor, "n i"]) -> Float[Tensor, "n o"]:
+    def _project(self, step: Inputs, name: str, projection: Projection, x: Float[Tensor, "n i"]) -> Float[Tensor, "n o"]:
         weight = projection.matrix(self.dtype)
         y = F.linear(x, weight)
         for start, end, adapter in step.segments:
@@ -91,17 +98,20 @@ class TorchRunner:
                 y[start:end] = part
         return y if projection.bias is None else y + projection.bias
 
-    def _attend(self, layer: int, group: _Group, queries: Tensor, position: Tensor, until: Tensor, window: int | None) -> Float[Tensor, "m h e"]:
+    def _attend(self, layer: int, group: Group, queries: Tensor, position: Tensor, until: Tensor, window: int | None) -> Float[Tensor, "m h e"]:
         """Attention of sequences that have as many positions in this step."""
         places = torch.arange(group.slots.shape[1], device=self.device)
         seen = places <= until[group.rows][..., None]  # [s t l]
         if window is not None:
             seen &= places > position[group.rows][..., None] - window
-        asked = queries[group.rows].transpose(1, 2)  # [s h t e]
         keys, values = (cache[layer][group.slots].transpose(1, 2) for cache in (self._keys, self._values))  # [s k l e]
-        grouped = self.config.num_attention_heads != self.config.num_key_value_heads
-        attended = F.scaled_dot_product_attention(asked, keys, values, attn_mask=seen[:, None], enable_gqa=grouped)
-        return attended.transpose(1, 2).flatten(0, 1)
+        # The queries that share keys stand one behind the other, as if they were more positions: no kernel has to repeat keys, and every one takes them.
+        (s, t), (k, e) = group.rows.shape, (keys.shape[1], keys.shape[3])
+        asked = queries[group.rows].view(s, t, k, -1, e).permute(0, 2, 3, 1, 4)  # [s k g t e]
+        shared = asked.shape[2]
+        mask = seen[:, None, None].expand(s, 1, shared, t, -1).reshape(s, 1, shared * t, -1)
+        attended = F.scaled_dot_product_attention(asked.reshape(s, k, shared * t, e), keys, values, attn_mask=mask)
+        return attended.view(s, k, shared, t, e).permute(0, 3, 1, 2, 4).reshape(s * t, k * shared, e)
 
     @torch.inference_mode()
     def logits(self, states: Float[np.ndarray, "m d"]) -> Float[np.ndarray, "m v"]:
@@ -130,24 +140,3 @@ class TorchRunner:
     def close(self) -> None:
         """Let go of the cache."""
         self._keys, self._values, self._adapters = [], [], {}
-
-
-class _Group:
-    """Sequences with equally many positions in a step."""
-
-    def __init__(self, rows: Int[Tensor, "s t"], slots: Int[Tensor, "s l"]) -> None:
-        self.rows, self.slots = rows, slots
-
-
-def _groups(step: Step, device: torch.device) -> list[_Group]:
-    starts = np.flatnonzero(np.append(True, step.sequence[1:] != step.sequence[:-1]))
-    counts = np.diff(np.append(starts, len(step.sequence)))
-    groups = []
-    for count in np.unique(counts).tolist():
-        first = starts[counts == count]
-        rows = first[:, None] + np.arange(count)
-        longest = int(step.until[rows].max()) + 1
-        pages = step.table[step.sequence[first], : -(-longest // PAGE)].astype(np.int64)
-        slots = (pages[:, :, None] * PAGE + np.arange(PAGE)).reshape(len(first), -1)
-        groups.append(_Group(torch.from_numpy(rows.astype(np.int64)).to(device), torch.from_numpy(slots).to(device)))
-    return groups
