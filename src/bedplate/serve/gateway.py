@@ -71,6 +71,8 @@ class Gateway:
         self.settings = settings
         self.bases, self.remotes = dict(generators), dict(remotes or {})
         self.policy = Policy.read(settings)
+        self.places = self.policy.addresses
+        """Remote place -> what its generator was opened for."""
         self.budget = None if self.policy.routes is None else Budget(self.policy.routes.budget, settings.spent)
         self.models = Models(self.policy.around(self.bases, self.remotes, self.budget))
         self.reception = Reception(settings)
