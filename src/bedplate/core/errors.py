@@ -66,6 +66,8 @@ class PolicyError(BedplateError):
     """A policy forbids it."""
 
     exit_code = 7
+    rule = ""
+    """Name of what decided, for an audit; set by who knows it."""
 
 
 class RemoteError(BedplateError):

@@ -18,6 +18,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -59,6 +60,8 @@ class AuditLog:
         self._turn = threading.Condition()
         self._end = end
         self._pending: list[Record] = []
+        self._waiting: list[tuple[int, Future[None]]] = []
+        """(record, told once it is written)."""
         self._unsigned = 0
         self._signed_s = clock()
         self._written_n = end.n
@@ -140,6 +143,14 @@ class AuditLog:
                 raise self._failure
             return done
 
+    def written(self, entry: Entry) -> Future[None]:
+        """Done once a record survives a power cut; for those who must not wait in a thread. Its error is ResourceError: it cannot be written."""
+        told: Future[None] = Future()
+        with self._turn:
+            self._waiting.append((entry.n, told))
+            self._tell()
+        return told
+
     @property
     def end(self) -> Entry:
         """The newest record."""
@@ -189,6 +200,15 @@ class AuditLog:
         self._unsigned, self._signed_s = 0, self._clock()
         return record.entry
 
+    def _tell(self) -> None:
+        """Tell those whose records are written, or never will be."""
+        waiting, self._waiting = self._waiting, []
+        for n, told in waiting:
+            if n > self._written_n and self._failure is None:
+                self._waiting.append((n, told))
+            elif told.set_running_or_notify_cancel():  # else nobody waits any more
+                told.set_result(None) if n <= self._written_n else told.set_exception(self._failure)
+
     def _now(self) -> str:
         return dt.datetime.fromtimestamp(self._clock(), dt.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
@@ -209,10 +229,12 @@ class AuditLog:
                     said = f"the audit in {self.folder} cannot be written: {error.strerror or error}"
                     with self._turn:
                         self._failure = ResourceError(said, "make room or mend the disk, start again")
+                        self._tell()
                         self._turn.notify_all()
                     return
                 with self._turn:
                     self._written_n = batch[-1].n
+                    self._tell()
                     self._turn.notify_all()
 
     def _write(self, batch: list[Record]) -> None:
@@ -242,10 +264,7 @@ def _recover(folder: Path, signer: Signer) -> tuple[Entry, bytes]:
         if (folder / HEAD).exists():
             raise IntegrityError(f"the records of {folder} are gone", "restore them from a copy, or begin in a new folder")
         return Entry(0, START), b""
-    head = read_head(folder, signer.public)
-    end = read_end(folder)
-    if end.entry.n < head.n or (end.entry.n == head.n and end.entry.hash != head.hash):
-        raise IntegrityError(f"the audit in {folder} ends at record {end.entry.n}, but record {head.n} was signed", "see `bedplate serve audit verify`")
+    end = read_end(folder, read_head(folder, signer.public), signer.public)
     if end.torn:
         with present[-1].open("r+b") as handle:
             handle.truncate(handle.seek(0, os.SEEK_END) - len(end.torn))

@@ -68,16 +68,22 @@ class End(NamedTuple):
     """Bytes behind the last complete line."""
 
 
-def read_end(folder: Path) -> End:
-    """Where a log ends; its last file must hold together.
+def read_end(folder: Path, head: Entry, key: PublicKey) -> End:
+    """Where a log ends. It must hang together from the file on that holds the newest checkpoint: what is added will be signed, and all before with it.
 
+    Args:
+        folder: the audit's.
+        head: the newest checkpoint that was signed.
+        key: the gateway's.
     Raises:
-        IntegrityError: a complete line does not hold.
+        IntegrityError: a complete line does not hold, or the checkpoint is not in it.
     """
-    torn = b""
-    for path in reversed(files(folder)):
-        last: Entry | None = None
-        n = first_of(path)
+    present = files(folder)
+    begin = max((place for place, path in enumerate(present) if first_of(path) <= head.n), default=0)
+    torn, before, n = b"", Entry(0, START) if begin == 0 and first_of(present[0]) == 1 else None, first_of(present[begin])
+    for path in present[begin:]:
+        if first_of(path) != n or torn:
+            raise _broken(f"{path.name} does not follow the file before it")
         for line in lines(path):
             if not line.endswith(b"\n"):
                 torn = line
@@ -85,13 +91,19 @@ def read_end(folder: Path) -> End:
             try:
                 record = Record.parse(line[:-1])
             except ValueError as error:
-                raise IntegrityError(f"{path.name}, record {n}: {error}", "see `bedplate serve audit verify`; begin a new log in another folder") from error
-            if record.n != n or (last is not None and record.previous != last.hash):
-                raise IntegrityError(f"{path.name}: record {n} does not follow the one before", "see `bedplate serve audit verify`; begin a new log elsewhere")
-            last, n = record.entry, n + 1
-        if last is not None:
-            return End(last, torn)
-    return End(Entry(0, START), torn)
+                raise _broken(f"{path.name}, record {n}: {error}") from error
+            if record.n != n or (before is not None and record.previous != before.hash):
+                raise _broken(f"{path.name}: record {n} does not follow the one before")
+            if (n == head.n and record.hash != head.hash) or (record.kind == CHECKPOINT and not checkpoint_holds(record, key)):
+                raise _broken(f"{path.name}: record {n} is another than the one that was signed")
+            before, n = record.entry, n + 1
+    if before is None or before.n < head.n:
+        raise _broken(f"the audit in {folder} ends at record {n - 1}, but record {head.n} was signed")
+    return End(before, torn)
+
+
+def _broken(what: str) -> IntegrityError:
+    return IntegrityError(what, "see `bedplate serve audit verify`; begin a new log in another folder")
 
 
 def lines(path: Path) -> Iterator[bytes]:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from bedplate.core.errors import DataError, IntegrityError
 from bedplate.serve.audit_chain import CHECKPOINT, START, Entry, Record, checkpoint_holds
-from bedplate.serve.audit_files import files, first_of, lines, read_head
+from bedplate.serve.audit_files import HEAD, files, first_of, lines, read_head
 from bedplate.serve.signing import PublicKey
 
 MOST_FINDINGS = 100
@@ -63,6 +63,8 @@ class _Reading:
     def __init__(self, key: PublicKey, start: int, anchors: tuple[Entry, ...]) -> None:
         self.key = key
         self.anchors = {anchor.n: anchor.hash for anchor in anchors}
+        self.head: Entry | None = None
+        """The newest checkpoint, as head.json has it."""
         self.findings: list[Finding] = []
         self.before: Entry | None = Entry(0, START) if start <= 1 else None
         self.n = max(start, 1)
@@ -93,6 +95,8 @@ class _Reading:
             self.found(record.n, file, "it does not follow the record before it: one of the two was exchanged")
         if self.anchors.get(record.n, record.hash) != record.hash:
             self.found(record.n, file, "it is another than the one that was noted elsewhere")
+        if self.head is not None and record.n == self.head.n and record.hash != self.head.hash:
+            self.found(record.n, file, "it is another than the one that was signed last, as head.json has it")
         self.closed = False
         if record.kind == CHECKPOINT:
             self.checkpoints += 1
@@ -121,6 +125,10 @@ def verify(folder: Path, key: PublicKey, *, start: int = 1, anchors: tuple[Entry
     if not present:
         raise DataError(f"there is no audit in {folder}", "give the folder that holds audit-*.jsonl")
     reading = _Reading(key, start, anchors)
+    try:
+        reading.head = read_head(folder, key)
+    except IntegrityError as error:
+        reading.found(0, HEAD, error.message)
     torn = 0
     for number, path in enumerate(present):
         if number == 0 and start > 1:
@@ -138,19 +146,15 @@ def verify(folder: Path, key: PublicKey, *, start: int = 1, anchors: tuple[Entry
                 reading.found(reading.n, path.name, "the line was cut")
                 reading.n += 1
                 reading.before = None
-    _against_head(reading, folder, key, present[-1].name)
+    if reading.head is not None:
+        _against_head(reading, reading.head, present[-1].name)
     beyond = [n for n in reading.anchors if n > reading.last_n]
     if beyond:
         reading.found(max(beyond), present[-1].name, f"it was noted elsewhere, but the log ends at record {reading.last_n}")
     return Report(tuple(reading.findings), reading.last_n, len(present), reading.checkpoints, reading.signed_n, reading.closed and not torn, torn, reading.end)
 
 
-def _against_head(reading: _Reading, folder: Path, key: PublicKey, file: str) -> None:
-    try:
-        head = read_head(folder, key)
-    except IntegrityError as error:
-        reading.found(0, file, error.message)
-        return
+def _against_head(reading: _Reading, head: Entry, file: str) -> None:
     if head.n > reading.last_n:
         reading.found(reading.last_n + 1, file, f"the log was cut: record {head.n} was signed, the last one here is {reading.last_n}")
     elif head.n < reading.signed_n:

@@ -75,6 +75,11 @@ class Budget:
             self._aside[tenant] = self._aside.get(tenant, 0.0) + amount
             return Reservation(self, self._day, tenant, amount)
 
+    def change(self, settings: BudgetSettings) -> None:
+        """Other amounts from now on; what was spent today is spent."""
+        with self._turn:
+            self.settings = settings
+
     def left(self, tenant: str) -> float:
         """What is left today, less what is set aside."""
         with self._turn:

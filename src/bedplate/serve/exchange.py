@@ -17,8 +17,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from bedplate.core.contracts import Verdict
-from bedplate.core.errors import BedplateError
+from bedplate.core.errors import BedplateError, PolicyError
 from bedplate.core.generation import Ask, Ticket, ToolCall
+from bedplate.serve.audit import Entry
 from bedplate.serve.bridge import Answer, Numbered, Question
 from bedplate.serve.caller import Caller
 from bedplate.serve.errors import Refusal
@@ -84,7 +85,9 @@ class Exchange:
         try:
             await exchange._before()
             exchange.answer = await gateway.bridge.ask([Question(target.generator, ask) for ask in asked])
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, BedplateError):
+                await exchange._refused(error)
             exchange.close()
             raise
         return exchange
@@ -160,7 +163,8 @@ class Exchange:
         self._settle()
         if self._gateway.audit is not None and not self._written:
             self._written = True
-            await asyncio.get_running_loop().run_in_executor(None, self._write_answer)
+            entry = await asyncio.get_running_loop().run_in_executor(None, self._write_answer)
+            await asyncio.wrap_future(self._gateway.audit.written(entry))
 
     def close(self) -> None:
         """Give the place back, cancel what still runs, and write down what was not yet."""
@@ -186,6 +190,17 @@ class Exchange:
             self._gateway.log(self.id, error)
             raise Refusal(503, "this gateway cannot write its audit, and answers nothing until it can", code="audit", retry_after_s=5.0) from error
 
+    async def _refused(self, error: BedplateError) -> None:
+        """Write down that it was not answered, and what decided so."""
+        if (audit := self._gateway.audit) is None:
+            return
+        decided = error.message if isinstance(error, PolicyError) else type(error).__name__  # other messages may quote the question
+        about = {"id": self.id, "tenant": self._caller.tenant, "reason": decided, "rule": error.rule if isinstance(error, PolicyError) else ""}
+        try:
+            await asyncio.get_running_loop().run_in_executor(None, audit.append, "refused", about)
+        except BedplateError as failed:
+            self._gateway.log(self.id, failed)
+
     def _settle(self) -> None:
         if self.answer is None or self._settled:
             return
@@ -202,7 +217,7 @@ class Exchange:
         about: dict[str, Any] = {"id": self.id, "caller": self._caller.id, "tenant": self._caller.tenant, "model": self.target.name, "questions": questions}
         gateway.audit.append("question", about)
 
-    def _write_answer(self) -> None:
+    def _write_answer(self) -> Entry:
         gateway = self._gateway
         assert gateway.audit is not None and gateway.signer is not None and self.answer is not None
         salt, usage = self._salt, self.answer.usage
@@ -226,7 +241,7 @@ class Exchange:
             route=self._route,
             guard=guard.rule or guard.reason if (guard := self._guard) is not None else "",
         )
-        gateway.audit.append("answer", {"id": self.id, "answer": plain(told), "receipt": issue(gateway.signer, facts).as_json()})
+        return gateway.audit.append("answer", {"id": self.id, "answer": plain(told), "receipt": issue(gateway.signer, facts).as_json()})
 
 
 def _tickets(answer: Answer | None) -> Iterator[Ticket]:

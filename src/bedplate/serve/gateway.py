@@ -71,6 +71,8 @@ class Gateway:
         self.settings = settings
         self.bases, self.remotes = dict(generators), dict(remotes or {})
         self.policy = Policy.read(settings)
+        self.places = self.policy.addresses
+        """Remote place -> what its generator was opened for."""
         self.budget = None if self.policy.routes is None else Budget(self.policy.routes.budget, settings.spent)
         self.models = Models(self.policy.around(self.bases, self.remotes, self.budget))
         self.reception = Reception(settings)
@@ -88,7 +90,7 @@ class Gateway:
         self.draining = False
         """Whether no new requests are taken."""
         self._reloading = asyncio.Lock()
-        self._later: set[asyncio.Future[None]] = set()
+        self._later: set[asyncio.Future[object]] = set()
 
     def log(self, request_id: str, error: BaseException) -> None:
         """Tell the log what the client is not told."""
@@ -96,13 +98,13 @@ class Gateway:
         # A remote's words may be a client's, and a log is read in terminals.
         LOG.error("request %s: %s", request_id, shown(told).replace("\n", "\u240a"), exc_info=None if isinstance(error, BedplateError) else error)
 
-    def later(self, work: Callable[[], None]) -> None:
+    def later(self, work: Callable[[], object]) -> None:
         """Do something off the loop, without anybody waiting for it; `close` waits."""
         future = asyncio.get_running_loop().run_in_executor(None, work)
         self._later.add(future)
         future.add_done_callback(self._done)
 
-    def _done(self, future: asyncio.Future[None]) -> None:
+    def _done(self, future: asyncio.Future[object]) -> None:
         self._later.discard(future)
         if not future.cancelled() and (error := future.exception()) is not None:
             LOG.error("%s", error)

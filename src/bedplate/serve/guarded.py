@@ -133,7 +133,9 @@ class Guarded:
         verdict = self.guards.prompt_verdict(ask)
         if not verdict.allowed:
             ticket.verdict = verdict
-            raise PolicyError(verdict.reason or "a guard refused the question", "ask without it")
+            refused = PolicyError(verdict.reason or "a guard refused the question", "ask without it")
+            refused.rule = verdict.rule
+            raise refused
         ticket.begun(self.generator.submit(ask, lambda piece: in_turn(lambda: answer.take(piece))))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from urllib.parse import urlsplit
 
 from bedplate.core.contracts import Generator
 from bedplate.core.errors import ConfigError
@@ -39,10 +40,12 @@ class Policy:
         """As the settings' files have it.
 
         Raises:
-            ConfigError: a file is missing or malformed.
+            ConfigError: a file is missing or malformed, or a local place is none.
         """
         guards = GuardSettings() if settings.guards is None else guard_rules.read(settings.guards)
         routing = None if settings.routes is None else routes.read(settings.routes)
+        if routing is not None:
+            _stays_here(routing, settings)
         named = {"guards": guards, "routes": routing, "redact": settings.redact, "limits": settings.limits}
         return cls(guards, routing, {name: policy_digest(value) for name, value in named.items() if value is not None})
 
@@ -50,6 +53,12 @@ class Policy:
     def name(self) -> str:
         """Of all of it together; what is cached under one policy is not used under another."""
         return policy_digest(self.digests)[:16]
+
+    @property
+    def addresses(self) -> dict[str, tuple[str, ...]]:
+        """Remote place -> where it is and how it is asked."""
+        found = {} if self.routes is None else {name: self.routes.places[name] for name in self.routes.remote}
+        return {name: (place.url, place.worker, str(place.key_file), str(place.timeout_s)) for name, place in found.items()}
 
     def around(self, generators: Mapping[str, Generator], remotes: Mapping[str, Generator], budget: Budget | None) -> dict[str, Generator]:
         """The generators, each behind routes and guards.
@@ -76,3 +85,17 @@ class Policy:
                 places[place] = found
             made = Router(self.routes, places, budget=budget)
         return Guarded(made, guards) if guards.prompt or guards.answer else made
+
+
+def _stays_here(routing: RoutesSettings, settings: ServeSettings) -> None:
+    """What a place that is called local hands on must not leave.
+
+    Raises:
+        ConfigError: it would.
+    """
+    for place in routing.places.keys() - routing.remote:
+        for name in [place] if place in settings.models else settings.models if place == OWN else []:
+            model = settings.models[name]
+            if model.chosen == "remote" and urlsplit(model.path).hostname not in ("localhost", "127.0.0.1", "::1"):
+                hint = f'write [places.{name}] with where = "remote", url and worker, and say in data.may_leave what may go there'
+                raise ConfigError(f"the place {place!r} is local, but the model {name!r} answers at {model.path}", hint)

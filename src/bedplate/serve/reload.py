@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bedplate.core.config import flatten, to_mapping
-from bedplate.core.contracts import AdapterHost, Generator
+from bedplate.core.contracts import AdapterHost
 from bedplate.core.errors import ConfigError, StateError
+from bedplate.serve.budget import Budget
 from bedplate.serve.policy import Policy
 from bedplate.serve.redact import Redactor
 from bedplate.serve.settings import ServeSettings
@@ -32,14 +35,24 @@ def reload(gateway: Gateway, fresh: ServeSettings) -> list[str]:
     """
     told = _at_start(gateway.settings, fresh)
     policy = Policy.read(fresh)
-    told += _adapters(gateway, fresh)
-    if policy.digests != gateway.policy.digests:
-        gateway.models.change(policy.around(gateway.bases, gateway.remotes, gateway.budget))
+    for name, address in policy.addresses.items():
+        if gateway.places.get(name, address) != address:
+            raise StateError(f"the place {name!r} of the routes has another address, model, key or patience now", "start the gateway again")
+    routes, budget = policy.routes, gateway.budget
+    if routes is not None and budget is None:
+        budget = Budget(routes.budget, gateway.settings.spent)
+    another = policy.digests != gateway.policy.digests
+    generators = policy.around(gateway.bases, gateway.remotes, budget) if another else gateway.models.generators
+    steps, changed = _adapters(gateway, fresh)
+    with _all_or_nothing(steps):
+        gateway.models.change(generators)
+    told += changed
+    if another:
         told += sorted(f"{name}: another" for name, digest in policy.digests.items() if gateway.policy.digests.get(name) != digest)
         told += sorted(f"{name}: none" for name in gateway.policy.digests.keys() - policy.digests.keys())
-        gateway.policy = policy
-    else:
-        gateway.models.refresh()
+        gateway.policy, gateway.budget = policy, budget
+        if routes is not None and budget is not None:
+            budget.change(routes.budget)
     if gateway.reception.ring is not None and gateway.reception.ring.refresh():
         told.append("keys: read again")
     gateway.limiter.change(fresh.limits)
@@ -60,8 +73,26 @@ def _at_start(old: ServeSettings, fresh: ServeSettings) -> list[str]:
     return told
 
 
-def _adapters(gateway: Gateway, fresh: ServeSettings) -> list[str]:
-    """Adapters that came and went, by base."""
+@dataclass(frozen=True)
+class _Step:
+    """An adapter that comes, or one that goes."""
+
+    host: AdapterHost
+    name: str
+    folder: Path
+    comes: bool
+
+    def take(self, back: bool = False) -> None:
+        """Do it, or undo it."""
+        if self.comes != back:
+            self.host.register(self.name, self.folder)
+        else:
+            self.host.unregister(self.name)
+
+
+def _adapters(gateway: Gateway, fresh: ServeSettings) -> tuple[list[_Step], list[str]]:
+    """Adapters that came and went, by base; and the same in words."""
+    steps: list[_Step] = []
     told = []
     for base in gateway.bases:
         before = gateway.settings.models[base].adapters if base in gateway.settings.models else {}
@@ -71,16 +102,26 @@ def _adapters(gateway: Gateway, fresh: ServeSettings) -> list[str]:
         taken = {target.name for target in gateway.models.all()} - set(gone)
         if clash := sorted(taken & set(come)):
             raise ConfigError(f"two models are called {clash[0]!r}", "give one of them another name")
-        if gone or come:
-            _swap(gateway.bases[base], base, gone, {name: now[name] for name in come})
+        host = gateway.bases[base]
+        if (gone or come) and not isinstance(host, AdapterHost):
+            raise StateError(f"the adapters of {base} cannot change while it runs", "start the gateway again")
+        if isinstance(host, AdapterHost):
+            steps += [_Step(host, name, Path(before[name]), comes=False) for name in gone]
+            steps += [_Step(host, name, Path(now[name]), comes=True) for name in come]
         told += [f"{name}: gone" for name in gone if name not in come] + [f"{name}: {now[name]}" for name in come]
-    return told
+    return steps, told
 
 
-def _swap(generator: Generator, base: str, gone: list[str], come: dict[str, str]) -> None:
-    if not isinstance(generator, AdapterHost):
-        raise StateError(f"the adapters of {base} cannot change while it runs", "start the gateway again")
-    for name in gone:
-        generator.unregister(name)
-    for name, folder in come.items():
-        generator.register(name, Path(folder))
+@contextmanager
+def _all_or_nothing(steps: list[_Step]) -> Iterator[None]:
+    """Adapters come and go, and what stands in the block is done; where either fails, they are as they were."""
+    taken: list[_Step] = []
+    try:
+        for step in steps:
+            step.take()
+            taken.append(step)
+        yield
+    except BaseException:
+        for step in reversed(taken):
+            step.take(back=True)
+        raise

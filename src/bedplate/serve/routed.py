@@ -41,6 +41,8 @@ class _Try:
     place: str
     leave: Pass
     money: Reservation | None
+    prompt_tokens: int = 0
+    """As counted here, where what it costs is asked."""
     ticket: Ticket | None = None
     heard: bool = False
     held: list[Piece] = field(default_factory=list)
@@ -95,9 +97,10 @@ class RoutedAnswer:
             wait_s = router.breakers[name].wait_s
             self._refuse(name, "rests after failures", ResourceError(f"{name} rests after failures", f"ask again in {max(1, round(wait_s))} s"))
             return False
-        money = None
+        money, prompt_tokens = None, 0
         if place.price_prompt or place.price_completion:
-            most = place.cost(router.count(self.ask), self.ask.sampling.max_tokens * self.ask.sampling.n)
+            prompt_tokens = router.count(self.ask)
+            most = place.cost(prompt_tokens, self.ask.sampling.max_tokens * self.ask.sampling.n)
             money = router.budget.reserve(self.ask.tenant, most)
             if money is None:
                 leave.abandoned()
@@ -107,7 +110,7 @@ class RoutedAnswer:
                 return False
         unsure = self.plan.uncertain
         judge = bool(unsure.to) and unsure.to != name and self._spare is None and self.ask.sampling.n == 1 and self.ask.want == "text" and not self.ask.echo
-        one = _Try(name, leave, money, judged=not judge)
+        one = _Try(name, leave, money, prompt_tokens, judged=not judge)
         with self._turn:
             self._current = one
         try:
@@ -232,7 +235,10 @@ class RoutedAnswer:
 
     def _cost(self, one: _Try, piece: Piece) -> float:
         usage = piece.usage
-        return self.router.settings.places[one.place].cost(usage.prompt_tokens, usage.completion_tokens) if usage is not None else 0.0
+        if usage is None:
+            return 0.0
+        # An endpoint tells at the end of an answer what was asked, or never; it has read it all the same.
+        return self.router.settings.places[one.place].cost(usage.prompt_tokens or one.prompt_tokens, usage.completion_tokens)
 
     def _pass(self, one: _Try, piece: Piece) -> None:
         if self.decision is None or self.decision.place != one.place:

@@ -14,6 +14,18 @@ from bedplate.infer.backends.answering import Answering
 ENDS: Mapping[str, Finish] = {"stop": "stop", "length": "length", "tool_calls": "tool_calls", "function_call": "tool_calls", "content_filter": "guard"}
 
 
+def written(body: Mapping[str, Any]) -> bytes:
+    """A body as it is sent.
+
+    Raises:
+        ConfigError: it holds what is no JSON.
+    """
+    try:
+        return json.dumps(body, allow_nan=False).encode()
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ConfigError(f"the question cannot be written as JSON: {error}", "a schema in it may hold NaN or an infinite number") from error
+
+
 def body(ask: Ask, model: str) -> tuple[str, dict[str, Any]]:
     """(path behind the address, body of the request).
 

@@ -16,7 +16,7 @@ import threading
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from bedplate.core.errors import BedplateError, ConfigError, RemoteError, StateError, did_you_mean
@@ -101,7 +101,8 @@ class Remote:
     def submit(self, ask: Ask, deliver: Deliver) -> Ticket:
         if ask.worker not in self._models:
             raise ConfigError(f"there is no worker {ask.worker!r}", did_you_mean(ask.worker, self._models))
-        where, body = openai_api.body(ask, self._models[ask.worker])
+        where, tree = openai_api.body(ask, self._models[ask.worker])
+        body = openai_api.written(tree)  # here: a question that cannot be sent is not the endpoint's failure
         answering = Answering(ask, deliver, listens=False, wake=lambda: self._wake(answering))
         with self._lock:
             if self._closed:
@@ -139,7 +140,7 @@ class Remote:
 
     # On the generator's own thread.
 
-    def _start(self, answering: Answering, where: str, body: dict[str, Any]) -> None:
+    def _start(self, answering: Answering, where: str, body: bytes) -> None:
         task = self._loop.create_task(self._answer(answering, where, body))
         self._under_way[answering] = task
         task.add_done_callback(lambda _: self._done(answering))
@@ -161,7 +162,7 @@ class Remote:
         if self._client is not None:
             await self._client.aclose()
 
-    async def _answer(self, answering: Answering, where: str, body: dict[str, Any]) -> None:
+    async def _answer(self, answering: Answering, where: str, body: bytes) -> None:
         hearing = openai_api.Hearing(answering)
         try:
             async with asyncio.timeout(answering.left_s):
@@ -186,16 +187,16 @@ class Remote:
             for name, count in zip(self._counters, hearing.usage):
                 self._counters[name] += count
 
-    async def _ask(self, answering: Answering, where: str, body: dict[str, Any], hearing: openai_api.Hearing) -> None:
+    async def _ask(self, answering: Answering, where: str, body: bytes, hearing: openai_api.Hearing) -> None:
         """Try until something comes."""
         import httpx
 
         key = self._key()
-        head = {"authorization": f"Bearer {key}"} if key else {}
+        head = {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
         for attempt in range(1, self._settings.attempts + 1):
             last = attempt == self._settings.attempts
             try:
-                async with self._opened().stream("POST", f"{self._settings.url.rstrip('/')}/{where}", json=body, headers=head) as reply:
+                async with self._opened().stream("POST", f"{self._settings.url.rstrip('/')}/{where}", content=body, headers=head) as reply:
                     if reply.status_code == 200:
                         await _heard(reply, hearing)
                         return
