@@ -96,7 +96,8 @@ def product(library, weight, x):
     from bedplate.infer.cpu.structs import LANES, Scratch, at
 
     library.pool_open.restype = ctypes.c_void_p
-    pool, packer = ctypes.c_void_p(library.pool_open(1)), Packer(library)
+    pool = ctypes.c_void_p(library.pool_open(1))
+    packer = Packer(library, pool)
     matrix = packer.matrix(torch.from_numpy(weight), None, "int8")
     n, stride = len(x), (-(-len(weight) // LANES) + 1) * LANES
     out, scale, offset, small = np.zeros((n, stride), np.float32), np.zeros(n * x.shape[1], np.float32), np.zeros(n * x.shape[1], np.int32), np.zeros(x.size + 64, np.int8)

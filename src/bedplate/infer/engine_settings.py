@@ -23,7 +23,7 @@ USUAL_BYTES = 2 * 1024**3
 """Most of it then."""
 GPU_SHARE = 0.7
 """Of the memory of a GPU that is free beside the weights: nobody else is there."""
-CHEAP_ROWS = {"int8": 6, "float32": 12}
+CHEAP_ROWS = {"int4": 6, "int8": 6, "float32": 12}
 """Rows of a step that cost hardly more than one: reading the weights is what it costs (cpu/matrix.h has as many in one block)."""
 
 
@@ -31,7 +31,7 @@ CHEAP_ROWS = {"int8": 6, "float32": 12}
 class EngineSettings:
     """What an engine may use."""
 
-    precision: Literal["auto", "float32", "int8"] = "auto"
+    precision: Literal["auto", "float32", "int8", "int4"] = "auto"
     """Of weights and, for int8, of activations. auto: int8 on a processor, bfloat16 on a GPU."""
     backend: Literal["auto", "cpu", "torch"] = "auto"
     """cpu: the compiled trunk; torch: torch's operations, the only way on a GPU. auto: the compiled trunk where it can be had."""
@@ -85,9 +85,9 @@ class EngineSettings:
         if self.context > longest:
             raise ConfigError(f"context = {self.context} is longer than the model's {longest} positions", f"at most {longest}")
         context = self.context or longest
-        precision: Literal["float32", "int8"] = "float32" if self.precision == "float32" else "int8"
+        precision: Literal["float32", "int8", "int4"] = "int8" if self.precision == "auto" else self.precision
         width = config.head_dim + -(-config.head_dim // PAGE) * PAGE  # values are filled up to whole lanes
-        page_bytes = config.num_hidden_layers * config.num_key_value_heads * width * PAGE * (2 if precision == "int8" else 4)
+        page_bytes = config.num_hidden_layers * config.num_key_value_heads * width * PAGE * (4 if precision == "float32" else 2)
         if dtype is not None:  # torch's keys are as wide as its values, and a page of them is nobody's (cuda_graphs.py)
             page_bytes = config.num_hidden_layers * config.num_key_value_heads * 2 * config.head_dim * PAGE * dtype.itemsize
         room = self.cache_bytes or usual_bytes(model, dtype, device)

@@ -26,8 +26,8 @@ PAGE = 16
 class Shape(NamedTuple):
     """How large a runner's workplaces are."""
 
-    precision: Literal["float32", "int8"]
-    """Of stored weights on a processor. int8: activations are rounded too, and keys and values are kept in half precision."""
+    precision: Literal["float32", "int8", "int4"]
+    """Of stored weights on a processor. Below float32, activations are rounded to 8 bits and keys and values are kept in half precision."""
     context: int
     """Longest sequence."""
     pages: int

@@ -48,9 +48,7 @@ static void attend(const Heads& h, const float* queries, const T* keys, const T*
         }
         for (int g = 0; g < G; g++) dots[g] += odd[g];
         if (p == first || p == last)
-            for (int l = 0; l < PAGE; l++)
-                if (p * PAGE + l < from || p * PAGE + l > until)
-                    for (int g = 0; g < G; g++) dots[g][l] = -INFINITY;
+            for (int g = 0; g < G; g++) dots[g] = only(dots[g], from - p * PAGE, until - p * PAGE);
         for (int g = 0; g < G; g++) {
             most[g] = greater(most[g], dots[g]);
             store(scores + g * span + (p - first) * PAGE, dots[g]);
@@ -61,10 +59,9 @@ static void attend(const Heads& h, const float* queries, const T* keys, const T*
         const float top = largest(most[g]);
         Floats total = {};
         for (int i = 0; i < span; i += LANES) {
-            Floats weight = load(scores + g * span + i) - top;
-            weight = weight < -80.0f ? Floats{} : exponential(weight);  // what was masked weighs exactly nothing
-            total += weight;
-            store(scores + g * span + i, weight);
+            const Floats one = weight(load(scores + g * span + i) - top);  // what was masked weighs exactly nothing
+            total += one;
+            store(scores + g * span + i, one);
         }
         share[g] = 1.0f / sum(total);
     }

@@ -20,7 +20,7 @@ from pathlib import Path
 from bedplate.core.errors import ResourceError
 from bedplate.core.home import home
 
-SOURCES = ("trunk.cpp", "attention.h", "matrix.h", "pool.h", "simd.h")
+SOURCES = ("trunk.cpp", "attention.h", "bytes.h", "dots.h", "matrix.h", "nibbles.h", "packed.h", "pool.h", "simd.h")
 FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-pthread", "-w")
 THIS_MACHINE = ("-march=native",)
 BUILD_S = 300.0

@@ -11,20 +11,29 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bedplate.infer.cpu.structs import FLOAT32, INT8, LANES, LowRank, Matrix, at
+from bedplate.infer.cpu.structs import FACTOR_BYTES, FLOAT32, INT4, INT8, LANES, LowRank, Matrix, at
 from bedplate.model.projection import Adapter, Projection
 
-Precision = Literal["float32", "int8"]
-"""Of stored weights. int8: activations are rounded too, a scale for each row and group of inputs."""
+Precision = Literal["float32", "int8", "int4"]
+"""Of stored weights. int8 and int4: activations are rounded to 8 bits too, a scale for each row and group of inputs."""
 GROUP = 64
 """Inputs that share a scale. SmolLM2-135M, perplexity against float32: 64: +0.6%, 192: +1.3%, a whole row: +3.7% (docs/journal.md)."""
 
 
-class Packer:
-    """Packs, and keeps what was packed in memory as long as it lives."""
+LINE_BYTES = 64
+"""Of the processor's caches: what is read together should lie in one."""
 
-    def __init__(self, library: ctypes.CDLL) -> None:
-        self.library = library
+
+class Packer:
+    """Packs, and keeps what was packed in memory as long as it lives.
+
+    Args:
+        library: the compiled trunk.
+        pool: its threads; matrices need them, low-rank changes do not and may be packed meanwhile.
+    """
+
+    def __init__(self, library: ctypes.CDLL, pool: ctypes.c_void_p | None = None) -> None:
+        self.library, self.pool = library, pool
         self.kept: list[np.ndarray[Any, Any]] = []
         self.bytes = 0
 
@@ -34,6 +43,15 @@ class Packer:
         self.bytes += array.nbytes
         return at(self.kept[-1])
 
+    def room(self, count: int, number: type[np.generic]) -> np.ndarray[Any, Any]:
+        """Zeros that live as long as this, at the beginning of a line of the processor's cache."""
+        whole = np.zeros(count * np.dtype(number).itemsize + LINE_BYTES, np.uint8)
+        first = -int(whole.ctypes.data) % LINE_BYTES
+        made = whole[first : first + count * np.dtype(number).itemsize].view(number)
+        self.kept.append(made)
+        self.bytes += made.nbytes
+        return made
+
     def vector(self, values: Tensor | None, room: int = 0) -> int | None:
         """A vector of float32, filled up with zeros; None stays None."""
         if values is None:
@@ -42,18 +60,24 @@ class Packer:
         return self.keep(np.pad(plain, (0, max(0, room - len(plain)))))
 
     def matrix(self, weight: Float[Tensor, "o i"], bias: Tensor | None, precision: Precision) -> Matrix:
-        """A matrix; in float32 where its inputs cannot be grouped."""
+        """A matrix; in int8 or float32 where its inputs cannot be grouped as the precision wants it."""
         outputs, inputs = weight.shape
         plain = np.ascontiguousarray(weight.detach().float().cpu().numpy())
-        rows = -(-outputs // LANES) * LANES
+        rows, bias_at = -(-outputs // LANES) * LANES, self.vector(bias, -(-outputs // LANES) * LANES)
         group = next((g for g in range(min(GROUP, inputs), 3, -1) if inputs % g == 0 and g % 4 == 0), 0)
-        if precision == "int8" and group:
-            data, scale = np.empty(rows * inputs, np.uint8), np.empty(rows, np.float32)
-            self.library.pack_bytes(ctypes.c_void_p(at(plain)), outputs, inputs, ctypes.c_void_p(self.keep(data)), ctypes.c_void_p(self.keep(scale)))
-            return Matrix(at(self.kept[-2]), at(self.kept[-1]), self.vector(bias, rows), INT8, outputs, inputs, group)
-        data = np.empty(rows * inputs, np.float32)
-        self.library.pack_float(ctypes.c_void_p(at(plain)), outputs, inputs, ctypes.c_void_p(self.keep(data)))
-        return Matrix(at(self.kept[-1]), None, self.vector(bias, rows), FLOAT32, outputs, inputs, inputs)
+        halves = next((g for g in range(min(GROUP, inputs), 15, -1) if inputs % g == 0 and g % 16 == 0), 0)  # two fours in a byte, in each half
+        if precision == "int4" and halves:
+            data, scale = self.room(rows * inputs // 2, np.uint8), self.room(rows, np.float32)
+            factors = self.room(rows // LANES * (inputs // halves) * FACTOR_BYTES, np.uint8)
+            self.library.pack_nibbles(self.pool, *_told(plain), outputs, inputs, halves, *_told(data, factors, scale))
+            return Matrix(at(data), at(scale), at(factors), bias_at, INT4, outputs, inputs, halves)
+        if precision != "float32" and group:
+            data, scale = self.room(rows * inputs, np.uint8), self.room(rows, np.float32)
+            self.library.pack_bytes(self.pool, *_told(plain), outputs, inputs, *_told(data, scale))
+            return Matrix(at(data), at(scale), None, bias_at, INT8, outputs, inputs, group)
+        data = self.room(rows * inputs, np.float32)
+        self.library.pack_float(*_told(plain), outputs, inputs, *_told(data))
+        return Matrix(at(data), None, None, bias_at, FLOAT32, outputs, inputs, inputs)
 
     def side_by_side(self, projections: Sequence[Projection], precision: Precision) -> Matrix:
         """Projections of one input as one matrix."""
@@ -101,3 +125,7 @@ class Packer:
             self.vector(gain) if changed_length else None,
             padded,
         )
+
+
+def _told(*arrays: np.ndarray[Any, Any]) -> list[ctypes.c_void_p]:
+    return [ctypes.c_void_p(at(array)) for array in arrays]

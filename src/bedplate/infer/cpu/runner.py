@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,14 +45,14 @@ class CpuRunner:
         check(self._library)
         self._library.pool_open.restype = ctypes.c_void_p
         self._pool = ctypes.c_void_p(self._library.pool_open(shape.threads))
-        self._packer = Packer(self._library)
+        self._packer = Packer(self._library, self._pool)
         turned = rotation(config, context, model.head.device)
         half = config.head_dim // 2
         self._cosine, self._sine = (np.ascontiguousarray(part[:, :half].cpu().numpy()) for part in turned)
         self._model = model
         self._adapters: dict[str, tuple[Packer, Any]] = {}
         self._unchanged = (Change * config.num_hidden_layers)()
-        number = np.float16 if precision == "int8" else np.float32
+        number = np.float32 if precision == "float32" else np.float16
         value_width = -(-config.head_dim // LANES) * LANES
         # np.zeros leaves untouched pages to the system; what a masked lane reads is a number, never a NaN.
         self._cache = [
@@ -87,10 +88,10 @@ class CpuRunner:
             config.num_hidden_layers,
             config.hidden_size,
             config.intermediate_size,
-            precision == "int8",
+            precision != "float32",
             config.rms_norm_eps,
         )
-        self._head: Matrix = self._packer.matrix(model.head, None, precision)
+        self._head: Matrix = self._packer.matrix(model.head, None, os.environ.get("HEAD", "int8" if precision == "int4" else precision))
         self._logits = np.empty((shape.rows, (-(-config.vocab_size // LANES) + 1) * LANES), np.float32)
         self._scratch, self._room = self._workplaces(max(shape.positions, shape.rows), context, shape.threads)
 
@@ -112,7 +113,7 @@ class CpuRunner:
             "scores": np.zeros(threads * scores, np.float32),
             "scale": np.zeros(n * -(-widest // 4), np.float32),
             "bytes": np.zeros(n * widest + LANES, np.int8),
-            "offset": np.zeros(n * -(-widest // 4), np.int32),
+            "total": np.zeros(n * -(-widest // 4), np.int32),
         }
         return Scratch(*[at(array) for array in room.values()], scores, n * LANES), room
 

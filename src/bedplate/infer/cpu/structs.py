@@ -12,11 +12,13 @@ from bedplate.infer.step import PAGE
 
 LANES = 16
 """Numbers side by side in a panel."""
-FLOAT32, INT8 = 0, 1
+FLOAT32, INT8, INT4 = 0, 1, 2
+FACTOR_BYTES = 6 * LANES
+"""Of a group of inputs in a panel of 4-bit weights (nibbles.h)."""
 
 
 class Matrix(ctypes.Structure):
-    _fields_ = [("data", c_void_p), ("scale", c_void_p), ("bias", c_void_p)] + [(name, c_int32) for name in ("kind", "outputs", "inputs", "group")]
+    _fields_ = [(name, c_void_p) for name in ("data", "scale", "factors", "bias")] + [(name, c_int32) for name in ("kind", "outputs", "inputs", "group")]
 
 
 class LowRank(ctypes.Structure):
@@ -56,7 +58,7 @@ class StepIn(ctypes.Structure):
 
 class Scratch(ctypes.Structure):
     _fields_ = [
-        *[(name, c_void_p) for name in ("x", "qkv", "attended", "gate_up", "low", "scores", "scale", "bytes", "offset")],
+        *[(name, c_void_p) for name in ("x", "qkv", "attended", "gate_up", "low", "scores", "scale", "bytes", "total")],
         ("scores_per_thread", c_int32),
         ("low_room", c_int64),
     ]

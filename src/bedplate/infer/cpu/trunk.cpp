@@ -43,7 +43,7 @@ struct Step {
 struct Scratch {
     float *x, *qkv, *attended, *gate_up, *low, *scores, *scale;
     int8_t* bytes;
-    int32_t* offset;
+    int32_t* total;
     int32_t scores_per_thread;
     int64_t low_room;
 };
@@ -68,9 +68,9 @@ static inline void rms_norm(const float* x, const float* weight, int width, floa
 }
 
 static inline void round_row(const Matrix& w, const Rows& in, int row) {
-    if (w.kind != INT8) return;
+    if (w.kind == FLOAT32) return;
     const size_t groups = w.inputs / w.group;
-    quantise_row(in.x + (size_t)row * w.inputs, w.inputs, w.group, in.bytes + (size_t)row * w.inputs, in.scale + row * groups, in.offset + row * groups);
+    quantise_row(in.x + (size_t)row * w.inputs, w.inputs, w.group, (Kind)w.kind, in.bytes + (size_t)row * w.inputs, in.scale + row * groups, in.total + row * groups);
 }
 
 static inline void turn(float* head, int width, const float* cosine, const float* sine) {
@@ -160,28 +160,25 @@ void pack_bfloat(const float* weight, int outputs, int inputs, BFloat* out) {
             for (int l = 0; l < LANES; l++) *out++ = to_bfloat(p * LANES + l < outputs ? weight[(size_t)(p * LANES + l) * inputs + i] : 0.0f);
 }
 
-void pack_bytes(const float* weight, int outputs, int inputs, uint8_t* out, float* scale) {
-    for (int p = 0; p < panels_of(outputs); p++)
-        for (int l = 0; l < LANES; l++) {
-            const int o = p * LANES + l;
-            uint8_t* panel = out + (size_t)p * inputs * LANES;
-            float most = 0;
-            if (o < outputs)
-                for (int i = 0; i < inputs; i++) most = std::max(most, std::fabs(weight[(size_t)o * inputs + i]));
-            scale[o] = most / 127.0f;
-            const float inverse = most > 0 ? 127.0f / most : 0.0f;
-            for (int i = 0; i < inputs; i++) {
-                const int value = o < outputs ? (int)std::lrintf(weight[(size_t)o * inputs + i] * inverse) : 0;
-                panel[(size_t)(i / 4) * 4 * LANES + l * 4 + i % 4] = (uint8_t)(value + BYTE_OFFSET);
-            }
-        }
+void pack_bytes(Pool* pool, const float* weight, int outputs, int inputs, uint8_t* out, float* scale) {
+    pool->run(panels_of(outputs), [&](int panel, int) {
+        for (int o = panel * LANES; o < std::min(outputs, (panel + 1) * LANES); o++) pack_byte_row(weight + (size_t)o * inputs, o, inputs, out, scale);
+    });
+}
+
+// Nibbles and factors are zero before.
+void pack_nibbles(Pool* pool, const float* weight, int outputs, int inputs, int group, uint8_t* out, uint8_t* factors, float* scale) {
+    pool->run(panels_of(outputs), [&](int panel, int) {
+        for (int o = panel * LANES; o < std::min(outputs, (panel + 1) * LANES); o++)
+            pack_nibble_row(weight + (size_t)o * inputs, o, inputs, group, out, factors, scale);
+    });
 }
 
 void trunk_run(Pool* pool, const Trunk* trunk, const Step* step, const Scratch* scratch) {
     const Trunk& t = *trunk;
     const Step& s = *step;
     const Scratch& w = *scratch;
-    const Rows in = {w.x, w.bytes, w.scale, w.offset};
+    const Rows in = {w.x, w.bytes, w.scale, w.total};
     const Heads& h = t.heads;
     const int qkv_stride = stride_of((h.heads + 2 * h.key_heads) * h.width), gate_stride = stride_of(2 * t.inner), width_stride = stride_of(t.width);
     std::vector<Segment> parts(s.segments);
@@ -200,7 +197,7 @@ void trunk_run(Pool* pool, const Trunk* trunk, const Step* step, const Scratch* 
             place<float>(*pool, t, layer, s, w.qkv, qkv_stride);
             attention<float>(*pool, t, layer, s, w.qkv, qkv_stride, w, w.x);
         }
-        if (layer.output.kind == INT8) rows(*pool, s.n, [&](int row) { round_row(layer.output, in, row); });
+        if (layer.output.kind != FLOAT32) rows(*pool, s.n, [&](int row) { round_row(layer.output, in, row); });
         changed = segments<&Change::output>(s, number, w, parts.data());
         multiply(*pool, layer.output, in, s.n, w.attended, width_stride, s.x, parts.data(), changed);
         rows(*pool, s.n, [&](int row) {
@@ -226,8 +223,8 @@ void trunk_run(Pool* pool, const Trunk* trunk, const Step* step, const Scratch* 
 
 // out [n stride_of(outputs)] = head of states [n width].
 void head_run(Pool* pool, const Matrix* head, const float* states, int n, float* out, const Scratch* scratch) {
-    const Rows in = {(float*)states, scratch->bytes, scratch->scale, scratch->offset};
-    if (head->kind == INT8) rows(*pool, n, [&](int row) { round_row(*head, in, row); });
+    const Rows in = {(float*)states, scratch->bytes, scratch->scale, scratch->total};
+    if (head->kind != FLOAT32) rows(*pool, n, [&](int row) { round_row(*head, in, row); });
     multiply(*pool, *head, in, n, out, stride_of(head->outputs), nullptr, nullptr, 0);
 }
 
