@@ -39,6 +39,8 @@ class CpuRunner:
         config = self.config = model.config
         if config.rope_scaling is not None and config.rope_scaling.rope_type == "dynamic":
             raise ConfigError("angles that depend on the length are not in the compiled trunk", "torch computes them")
+        if config.num_experts:
+            raise ConfigError(f"the experts of a {config.model_type} are not in the compiled trunk", "torch computes them")
         self.pages, self.most_positions, self.name = pages, shape.positions, f"cpu {precision}"
         self._library = library()
         check(self._library)
