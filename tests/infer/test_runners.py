@@ -12,7 +12,7 @@ from bedplate.infer.cpu.runner import CpuRunner
 from bedplate.infer.torch_runner import TorchRunner
 from bedplate.model.config import RopeScaling
 from bedplate.model.foundation import FoundationModel
-from bedplate.testing.models import FAMILIES, family_model, tiny_config
+from bedplate.testing.models import EXPERTS, FAMILIES, family_model, tiny_config
 
 INT8_ERROR = 0.06
 """Largest relative error of states in int8; random weights are the hardest to round."""
@@ -79,6 +79,16 @@ def test_three_ways_to_one_state(model, runners):
         logits = runner.logits(states)
         np.testing.assert_allclose(logits, expected, **EXACT)
         assert np.array_equal(runner.likeliest(logits), logits.argmax(1))
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_torch_computes_experts(name):
+    model = family_model(name)
+    sequences = embedded(model, (1, 16, 45, 17))
+    for x, states in zip(sequences, through(torch_runner(model), sequences, (16, 20))):
+        np.testing.assert_allclose(states, plainly(model, x), **EXACT)
+    with pytest.raises(ConfigError, match="experts"):
+        CpuRunner(model, shape())
 
 
 def test_int8_is_what_its_slow_twin_says_and_near_the_exact_state(model, runners):

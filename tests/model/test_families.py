@@ -1,4 +1,4 @@
-"""Every dense family against transformers, both ways: its models read by us, ours read by it; caches, windows, scaled rotation, biases, heads."""
+"""Every family against transformers, both ways: its models read by us, ours read by it; caches, windows, scaled rotation, biases, heads."""
 
 import json
 
@@ -46,6 +46,13 @@ CASES = {
     "qwen3-deepseek": ("Qwen3", {"head_dim": 16, "rope_parameters": DEEPSEEK}),
     "smollm3": ("SmolLM3", {}),
     "smollm3-untied-biases": ("SmolLM3", {"tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True, "no_rope_layer_interval": 2}),
+    "qwen3-moe": ("Qwen3Moe", {"head_dim": 16, "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 20, "norm_topk_prob": True}),
+    "qwen3-moe-window": ("Qwen3Moe", {
+        "num_experts": 5, "num_experts_per_tok": 3, "moe_intermediate_size": 24, "use_sliding_window": True, "sliding_window": 7, "attention_bias": True,
+        "decoder_sparse_step": 2, "mlp_only_layers": [3],
+    }),
+    "mixtral": ("Mixtral", {"num_local_experts": 6, "num_experts_per_tok": 2}),
+    "mixtral-window-tied": ("Mixtral", {"num_local_experts": 3, "num_experts_per_tok": 1, "sliding_window": 6, "tie_word_embeddings": True}),
     "smollm3-window": ("SmolLM3", {"use_sliding_window": True, "sliding_window": 6, "no_rope_layers": [1, 0, 1, 0]}),
 }
 ids = torch.randint(3, 96, (2, T), generator=torch.Generator().manual_seed(0))

@@ -24,7 +24,7 @@ from bedplate.core.artifact import verify
 from bedplate.core.config import from_mapping
 from bedplate.core.errors import DataError, IntegrityError
 from bedplate.core.files import publish, read_json
-from bedplate.model.adapters import AdapterShape, attach, freeze, projections, quantise
+from bedplate.model.adapters import AdapterShape, adaptable, attach, freeze, quantise
 from bedplate.model.formats import peft
 from bedplate.model.foundation import FoundationModel
 
@@ -53,7 +53,7 @@ def prepare(model: FoundationModel, method: MethodSettings, seed: int) -> dict[s
     if method.name in ("lora", "dora"):
         weights = attach(model, shape_of(method), seed)
         if method.start is not None:
-            known = dict(projections(model))
+            known = dict(adaptable(model))
             for name, adapter in peft.read(method.start, model, scores=True).items():
                 mine = known[name].adapter
                 assert mine is not None, "as_started gave it the same targets"

@@ -14,6 +14,7 @@ from torch import Tensor
 from bedplate.infer.cuda_graphs import Decode, Record, one_each
 from bedplate.infer.step import PAGE, Packed, Shape, States, Step
 from bedplate.infer.torch_step import Group, Inputs, inputs
+from bedplate.model.feed_forward import Experts, FeedForward
 from bedplate.model.foundation import FoundationModel
 from bedplate.model.projection import Adapter, Projection
 from bedplate.model.rotary import Rotation, rotate, rotation
@@ -80,11 +81,17 @@ class TorchRunner:
                 attended[group.rows.flatten()] = self._attend(number, group, queries, position, until, window)
             x = x + self._project(step, f"{prefix}.self_attn.o_proj", attention.o_proj, attended.flatten(1))
             normed = layer.post_attention_layernorm(x)
-            gate, up = (self._project(step, f"{prefix}.mlp.{name}", getattr(layer.mlp, name), normed) for name in ("gate_proj", "up_proj"))
-            x = x + self._project(step, f"{prefix}.mlp.down_proj", layer.mlp.down_proj, F.silu(gate) * up)
+            x = x + self._feed_forward(step, f"{prefix}.mlp", layer.mlp, normed)
             if mean is not None and step.layers is not None and number >= config.num_hidden_layers - step.layers:
                 mean += F.layer_norm(x.float(), (x.shape[-1],)) / step.layers
         return self._model.model.norm(x).float(), mean
+
+    def _feed_forward(self, step: Inputs, name: str, mlp: FeedForward | Experts, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+        if isinstance(mlp, Experts):  # no adapter is on them
+            routed: Tensor = mlp(x)
+            return routed
+        gate, up = (self._project(step, f"{name}.{part}", getattr(mlp, part), x) for part in ("gate_proj", "up_proj"))
+        return self._project(step, f"{name}.down_proj", mlp.down_proj, F.silu(gate) * up)
 
     def _project(self, step: Inputs, name: str, projection: Projection, x: Float[Tensor, "n i"]) -> Float[Tensor, "n o"]:
         weight = projection.matrix(self.dtype)

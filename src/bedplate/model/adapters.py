@@ -13,14 +13,14 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bedplate.core.errors import StateError
+from bedplate.core.errors import ConfigError, StateError
 from bedplate.model.families import TARGETS
 from bedplate.model.projection import Adapter, Projection, join
 from bedplate.model.quantise import Bits, Quantised
 
 How = Literal["linear", "ties"]
 """Ways to combine changes of one weight."""
-GROUPS = (("self_attn", ("q_proj", "k_proj", "v_proj")), ("mlp", ("gate_proj", "up_proj")))
+GROUPS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Projections that share their input."""
 
 
@@ -58,6 +58,11 @@ def projections(model: nn.Module) -> Iterator[tuple[str, Projection]]:
             yield name, module
 
 
+def adaptable(model: nn.Module) -> Iterator[tuple[str, Projection]]:
+    """Name -> projection of those that an adapter can be on: all but those of experts."""
+    return ((name, projection) for name, projection in projections(model) if ".experts." not in name)
+
+
 def quantise(model: nn.Module, bits: Bits) -> None:
     """Keep every projection's matrix in few bits; tables, norms and heads stay as they are."""
     for _, projection in projections(model):
@@ -65,7 +70,7 @@ def quantise(model: nn.Module, bits: Bits) -> None:
 
 
 def attach(model: nn.Module, shape: AdapterShape, seed: int = 0) -> dict[str, nn.Parameter]:
-    """Freeze the model and put a fresh adapter on every target; it changes nothing until it is trained.
+    """Freeze the model and put a fresh adapter on every target outside of experts; it changes nothing until it is trained.
 
     Args:
         model: a FoundationModel.
@@ -73,10 +78,15 @@ def attach(model: nn.Module, shape: AdapterShape, seed: int = 0) -> dict[str, nn
         seed: of A.
     Returns:
         Name -> weight that is trained.
+    Raises:
+        ConfigError: there is no such projection.
     """
     freeze(model)
     generator = torch.Generator().manual_seed(seed)
-    for name, projection in projections(model):
+    if not {name.rpartition(".")[2] for name, _ in adaptable(model)} & set(shape.targets):
+        hint = "those of attention can be adapted: q_proj, k_proj, v_proj, o_proj"
+        raise ConfigError(f"nothing outside of experts is called {' or '.join(shape.targets)}", hint)
+    for name, projection in adaptable(model):
         if name.rpartition(".")[2] in shape.targets:
             put(projection, shape.rank, shape.scale, dora=shape.dora, dropout=shape.dropout).initialise(generator)
     return trained(model)
@@ -98,9 +108,9 @@ def freeze(model: nn.Module) -> None:
     """Train nothing of a model, and lay matrices that share their input one behind the other, which saves a copy in every pass."""
     model.requires_grad_(False)
     for module in model.modules():
-        for parent, names in GROUPS:
-            if isinstance(getattr(module, parent, None), nn.Module):
-                join(getattr(module, parent), *names)
+        for names in GROUPS:
+            if all(hasattr(module, name) for name in names):
+                join(module, *names)
 
 
 def detach(model: nn.Module) -> None:

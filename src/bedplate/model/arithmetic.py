@@ -42,11 +42,19 @@ class Memory:
         return self.weights + self.gradients + self.optimiser + self.activations
 
 
-def layer_matrices(config: ModelConfig) -> int:
-    """Parameters of one layer's matrices."""
+def layers_matrices(config: ModelConfig, *, used: bool = False) -> int:
+    """Parameters of the matrices of all layers.
+
+    Args:
+        config: the shape.
+        used: only those that one position is multiplied with; of experts, those that are chosen.
+    """
     d, e = config.hidden_size, config.head_dim
     attention = d * e * (2 * config.num_attention_heads + 2 * config.num_key_value_heads)
-    return attention + 3 * d * config.intermediate_size
+    with_experts = len(config.expert_layers)
+    experts = config.num_experts_per_tok if used else config.num_experts
+    dense = (config.num_hidden_layers - with_experts) * 3 * d * config.intermediate_size
+    return config.num_hidden_layers * attention + dense + with_experts * (d * config.num_experts + experts * 3 * d * config.moe_intermediate_size)
 
 
 def sense_parameters(config: ModelConfig, sense: ContinuousSense) -> int:
@@ -69,10 +77,10 @@ def parameters(config: ModelConfig) -> Parameters:
     table = config.vocab_size * d
     biases = config.attention_bias * config.head_dim * (config.num_attention_heads + 2 * config.num_key_value_heads)
     biases += config.output_bias * d + config.mlp_bias * (2 * config.intermediate_size + d)
-    layer = layer_matrices(config) + 2 * d + config.qk_norm * 2 * config.head_dim + biases
+    vectors = 2 * d + config.qk_norm * 2 * config.head_dim + biases
     return Parameters(
         embedding=table,
-        layers=config.num_hidden_layers * layer + d,
+        layers=layers_matrices(config) + config.num_hidden_layers * vectors + d,
         head=0 if config.tie_word_embeddings else table,
         senses={sense: sense_parameters(config, sense) for sense in config.senses.present()},
     )
@@ -83,7 +91,7 @@ def flops_per_token(config: ModelConfig, context: int) -> float:
 
     The head counts, the table's look-up does not; causal attention sees half of the context on average.
     """
-    matrices = config.num_hidden_layers * layer_matrices(config) + config.vocab_size * config.hidden_size
+    matrices = layers_matrices(config, used=True) + config.vocab_size * config.hidden_size
     attention = 12 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * context / 2
     return 6.0 * matrices + attention
 
@@ -92,7 +100,7 @@ def flops_per_unit(config: ModelConfig, sense: ContinuousSense, context: int, dr
     """The same for a unit: it runs through its sense's heads instead of the token head, the flow head once a noise draw."""
     d, w = config.hidden_size, config.flow_width
     p = config.senses.present()[sense].unit_width
-    trunk = 6.0 * config.num_hidden_layers * layer_matrices(config) + 12 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * context / 2
+    trunk = 6.0 * layers_matrices(config, used=True) + 12 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * context / 2
     return trunk + 6.0 * (2 * d * p + draws * flow_parameters(p, d, w, config.flow_blocks))
 
 
@@ -110,8 +118,8 @@ def memory(config: ModelConfig, rows: int, context: int, *, bytes_per_value: int
         unit_share: share of positions that are units.
     """
     count = parameters(config)
-    muon = config.num_hidden_layers * layer_matrices(config)
-    d, inner = config.hidden_size, config.intermediate_size
+    muon = layers_matrices(config)
+    d, inner = config.hidden_size, max(config.intermediate_size, config.num_experts_per_tok * config.moe_intermediate_size)
     heads = config.head_dim * (config.num_attention_heads + 2 * config.num_key_value_heads)
     # Of each position and layer: two norms' inputs and outputs, q k v before and after norm and rotation, attention's result, gate and up before
     # and after SiLU, and their product.

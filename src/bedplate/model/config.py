@@ -1,6 +1,6 @@
 """The shape of a model: Hugging Face's field names for the trunk, specs for the other senses, presets by size. No torch.
 
-What we train is a Qwen3; the fields behind `special_ids` are what other dense families have or lack (model/families.py names them).
+What we train is a Qwen3; the fields behind `special_ids` are what other families have or lack (model/families.py names them).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from bedplate.core.errors import ConfigError, did_you_mean
 from bedplate.modality.specs import SenseSpecs
 from bedplate.model.families import FAMILIES
 
-Family = Literal["qwen3", "qwen2", "llama", "mistral", "smollm3"]
+Family = Literal["qwen3", "qwen2", "llama", "mistral", "smollm3", "qwen3_moe", "mixtral"]
 """The `model_type` of a Hugging Face config that the trunk computes."""
 
 
@@ -87,6 +87,16 @@ class ModelConfig:
     """Numbers of the layers that see the window only."""
     no_rope_layers: tuple[int, ...] = ()
     """Numbers of the layers that turn nothing. (SmolLM3's key of this name is a mask of the layers that do.)"""
+    num_experts: int = 0
+    """Feed-forwards of a layer, of which a router chooses a few for each position; 0: one for all positions."""
+    num_experts_per_tok: int = 0
+    """How many it chooses."""
+    moe_intermediate_size: int = 0
+    """Inner width of each."""
+    norm_topk_prob: bool = True
+    """Whether the shares of those that were chosen add up to one."""
+    dense_layers: tuple[int, ...] = ()
+    """Numbers of the layers that have no experts all the same, but one feed-forward of `intermediate_size`."""
     bos_token_id: int | None = None
     """What a text begins with, where that is not `<|endoftext|>`."""
     eos_token_ids: tuple[int, ...] = ()
@@ -107,10 +117,18 @@ class ModelConfig:
                 raise ConfigError(f"{name} = {getattr(self, name)} leaves nothing to compute", f"set {name} to 1 or more")
         if self.sliding_layers and (self.sliding_window is None or self.sliding_window < 1):
             raise ConfigError(f"sliding_window = {self.sliding_window} hides everything from layers {list(self.sliding_layers)}", "set it to 1 or more")
-        for name in ("sliding_layers", "no_rope_layers"):
+        if self.num_experts and not (0 < self.num_experts_per_tok <= self.num_experts and self.moe_intermediate_size > 0):
+            asked = f"num_experts_per_tok = {self.num_experts_per_tok}, moe_intermediate_size = {self.moe_intermediate_size}"
+            raise ConfigError(f"{asked} leave nothing to compute", f"choose 1 to {self.num_experts} experts of a width of 1 or more")
+        for name in ("sliding_layers", "no_rope_layers", "dense_layers"):
             if foreign := [number for number in getattr(self, name) if not 0 <= number < self.num_hidden_layers]:
                 raise ConfigError(f"{name} names layer {foreign[0]}", f"layers are 0 to {self.num_hidden_layers - 1}")
         FAMILIES[self.model_type].check(self)
+
+    @property
+    def expert_layers(self) -> tuple[int, ...]:
+        """Numbers of the layers that have experts."""
+        return tuple(number for number in range(self.num_hidden_layers) if number not in self.dense_layers) if self.num_experts else ()
 
     @property
     def begin_token_id(self) -> int | None:

@@ -200,7 +200,7 @@ class FoundationModel(nn.Module):
 
     @classmethod
     def read(cls, folder: Path, dtype: torch.dtype | None = None) -> FoundationModel:
-        """Read any Hugging Face folder of a dense family. Nobody vouches for its files; `load` asks the manifest first.
+        """Read any Hugging Face folder of a family that the trunk computes. Nobody vouches for its files; `load` asks the manifest first.
 
         Weights stay in the mapped file until they are used; changing them changes memory, never the file.
 
@@ -229,7 +229,8 @@ class FoundationModel(nn.Module):
 def _misfit(config: ModelConfig, tensors: Mapping[str, Tensor]) -> str:
     """What a folder's weights have too many or too few of, as far as a small model of the same kind can say."""
     with torch.device("meta"):
-        small = FoundationModel(replace(config, num_hidden_layers=1, hidden_size=config.head_dim, sliding_layers=(), no_rope_layers=()))
+        few = replace(config, num_experts=min(1, config.num_experts), num_experts_per_tok=min(1, config.num_experts), dense_layers=config.dense_layers and (0,))
+        small = FoundationModel(replace(few, num_hidden_layers=2, hidden_size=config.head_dim, sliding_layers=(), no_rope_layers=()))
     kinds = {_kind(name) for name in small.state_dict()}
     found = {_kind(name) for name in tensors}
     told = [f"{word} {sorted(names)[0]}" for word, names in (("unknown:", found - kinds), ("missing:", kinds - found)) if names]

@@ -1,5 +1,5 @@
-"""The trunk: a decoder with RMSNorm, SwiGLU, grouped-query attention and rotary positions; Qwen3's by default, other dense families by the
-config's flags (biases, QK-norm, scaled rotation, layers with a sliding window or without rotation).
+"""The trunk: a decoder with RMSNorm, SwiGLU, grouped-query attention and rotary positions; Qwen3's by default, other families by the config's
+flags (biases, QK-norm, scaled rotation, layers with a sliding window or without rotation, experts).
 
 Parameter names are Hugging Face's, so that `model.safetensors` is an ordinary checkpoint of its family. Legend: b batch, t positions, d width,
 h heads, k key heads, e head width.
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from bedplate.model import causal
 from bedplate.model.config import ModelConfig
-from bedplate.model.pointwise import rms_norm, swiglu
+from bedplate.model.feed_forward import feed_forward
+from bedplate.model.pointwise import rms_norm
 from bedplate.model.projection import Projection, together
 from bedplate.model.rotary import Rotation, rotate, rotation
 
@@ -89,30 +90,15 @@ class Attention(nn.Module):
         return result
 
 
-class FeedForward(nn.Module):
-    """SwiGLU."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        d, inner = config.hidden_size, config.intermediate_size
-        self.gate_proj = Projection(d, inner, bias=config.mlp_bias)
-        self.up_proj = Projection(d, inner, bias=config.mlp_bias)
-        self.down_proj = Projection(inner, d, bias=config.mlp_bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = self.down_proj(swiglu(together(x, self.gate_proj, self.up_proj)))
-        return result
-
-
 class Layer(nn.Module):
     """Attention and feed-forward, each on the normalised stream and added to it."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, number: int) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.self_attn = Attention(config)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = FeedForward(config)
+        self.mlp = feed_forward(config, number)
 
     def forward(
         self, x: Tensor, angles: Rotation | None, mask: Tensor | None, cache: Cache | None = None, layer: int = 0, wanted: Tensor | None = None
@@ -130,7 +116,7 @@ class Trunk(nn.Module):
         super().__init__()
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(Layer(config, number) for number in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(

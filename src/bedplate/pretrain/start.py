@@ -33,6 +33,8 @@ def config_from(base: Path, corpus: Corpus) -> ModelConfig:
     from tokenizers import Tokenizer
 
     config = read_config(base)
+    if config.num_experts:
+        raise DataError(f"{base} is a {config.model_type}: nothing here keeps its experts equally busy", "adapt it with `bedplate adapt --method lora`")
     told = f"build the corpus for it: bedplate data build ... --set tokenizer.path={base}"
     if not (base / TOKENIZER).is_file():
         raise DataError(f"{base} has no {TOKENIZER}", "give a model folder that brings its tokenizer along")

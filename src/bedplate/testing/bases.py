@@ -25,14 +25,15 @@ def base_of(model: FoundationModel) -> Base:
     return Base(model, encoder, ChatTemplate(CHATML, model.config.special_ids), "0" * 64)
 
 
-def tiny_base(folder: Path, senses: SenseSpecs | None = None, seed: int = 0) -> Path:
+def tiny_base(folder: Path, senses: SenseSpecs | None = None, seed: int = 0, model: FoundationModel | None = None) -> Path:
     """Write a tiny random model with its tokenizer; the folder.
 
     Args:
         folder: where; the model goes to `folder/base`.
         senses: continuous senses; none by default.
         seed: of the weights.
+        model: another than the usual one; it must know at least 320 tokens.
     """
     write_text(folder / "tokenizer.json", tiny_tokenizer().to_str())
-    tiny_model(senses=senses, seed=seed, random=True).save(folder / "base", tokenizer=folder / "tokenizer.json")
+    (model or tiny_model(senses=senses, seed=seed, random=True)).save(folder / "base", tokenizer=folder / "tokenizer.json")
     return folder / "base"

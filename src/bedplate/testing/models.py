@@ -42,11 +42,23 @@ FAMILIES: dict[str, ModelConfig] = {
     ),
     "smollm3": ModelConfig(325, 48, 80, 4, 2, 2, 128, model_type="smollm3", qk_norm=False, sliding_window=7, sliding_layers=(2, 3), no_rope_layers=(1, 3)),
 }  # fmt: skip
-"""Shapes of every family: biases, windows, layers that turn nothing, heads of 8 to 128, groups of 1 to 8, widths of no round number."""
+"""Shapes of every dense family: biases, windows, layers that turn nothing, heads of 8 to 128, groups of 1 to 8, widths of no round number."""
+
+EXPERTS: dict[str, ModelConfig] = {
+    "qwen3-moe": ModelConfig(
+        320, 32, 48, 3, 4, 2, 8, model_type="qwen3_moe", tie_word_embeddings=False, num_experts=6, num_experts_per_tok=2, moe_intermediate_size=20,
+        norm_topk_prob=False, dense_layers=(1,),
+    ),
+    "mixtral": ModelConfig(
+        330, 32, 48, 2, 4, 2, 8, model_type="mixtral", qk_norm=False, tie_word_embeddings=False, num_experts=3, num_experts_per_tok=2,
+        moe_intermediate_size=48,
+    ),
+}  # fmt: skip
+"""Shapes of the families with experts."""
 
 
 def family_model(name: str, seed: int = 0) -> FoundationModel:
-    """A random model of one of FAMILIES, its biases and norms random too.
+    """A random model of one of FAMILIES or EXPERTS, its biases and norms random too.
 
     Args:
         name: of the family.
@@ -54,7 +66,7 @@ def family_model(name: str, seed: int = 0) -> FoundationModel:
     """
     import torch
 
-    model = FoundationModel(replace(FAMILIES[name], special_ids={name: number for number, name in enumerate(SPECIAL_TOKENS)}))
+    model = FoundationModel(replace((FAMILIES | EXPERTS)[name], special_ids={name: number for number, name in enumerate(SPECIAL_TOKENS)}))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,6 +39,8 @@ class CpuRunner:
         config = self.config = model.config
         if config.rope_scaling is not None and config.rope_scaling.rope_type == "dynamic":
             raise ConfigError("angles that depend on the length are not in the compiled trunk", "torch computes them")
+        if config.num_experts:
+            raise ConfigError(f"the experts of a {config.model_type} are not in the compiled trunk", "torch computes them")
         self.pages, self.most_positions, self.name = pages, shape.positions, f"cpu {precision}"
         self._library = library()
         check(self._library)
@@ -91,7 +92,7 @@ class CpuRunner:
             precision != "float32",
             config.rms_norm_eps,
         )
-        self._head: Matrix = self._packer.matrix(model.head, None, os.environ.get("HEAD", "int8" if precision == "int4" else precision))
+        self._head: Matrix = self._packer.matrix(model.head, None, "int8" if precision == "int4" else precision)
         self._logits = np.empty((shape.rows, (-(-config.vocab_size // LANES) + 1) * LANES), np.float32)
         self._scratch, self._room = self._workplaces(max(shape.positions, shape.rows), context, shape.threads)
 

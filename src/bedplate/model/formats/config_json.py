@@ -1,4 +1,4 @@
-"""A Hugging Face `config.json` and back: the same shape in the words of each dense family. No torch.
+"""A Hugging Face `config.json` and back: the same shape in the words of each family. No torch.
 
 Ours has one more key, "bedplate" (senses, flow heads, special tokens), which other engines ignore. Both spellings of rotary scaling are read:
 `rope_theta` + `rope_scaling`, and `rope_parameters`; the first is written, since every engine knows it.
@@ -72,6 +72,11 @@ def to_json(config: ModelConfig, dtype: str = "float32", *, text_only: bool = Fa
         written["sliding_window"] = config.sliding_window
         written["max_window_layers"] = config.sliding_layers[0]
         written["layer_types"] = [_SLIDING if number in config.sliding_layers else _FULL for number in layers]
+    if config.num_experts:
+        written |= {traits.experts_key: config.num_experts, "num_experts_per_tok": config.num_experts_per_tok, "output_router_logits": False}
+    if traits.experts == "some layers":
+        written |= {"moe_intermediate_size": config.moe_intermediate_size, "norm_topk_prob": config.norm_topk_prob}
+        written |= {"mlp_only_layers": list(config.dense_layers), "decoder_sparse_step": 1}
     if traits.no_rope:
         written["no_rope_layers"] = [int(number not in config.no_rope_layers) for number in layers]
     if config.rope_scaling is not None:
@@ -136,7 +141,22 @@ def _shape(raw: Mapping[str, Any], traits: Traits) -> dict[str, Any]:
         "sliding_window": window.positions,
         "sliding_layers": window.layers,
         "no_rope_layers": _unturned(raw) if traits.no_rope else [],
-    }
+    } | _experts(raw, traits)
+
+
+def _experts(raw: Mapping[str, Any], traits: Traits) -> dict[str, Any]:
+    """Fields of layers with experts. Mixtral's are as wide as a dense layer of it would be, and their shares always add up to one."""
+    if traits.experts == "none":
+        return {}
+    counted = next((raw[key] for key in (traits.experts_key, "num_experts", "num_local_experts") if raw.get(key) is not None), None)
+    if counted is None:
+        raise KeyError(traits.experts_key)
+    found = {"num_experts": counted, "num_experts_per_tok": raw["num_experts_per_tok"]}
+    if traits.experts == "every layer":
+        return found | {"moe_intermediate_size": raw["intermediate_size"]}
+    step, dense = raw.get("decoder_sparse_step") or 1, raw.get("mlp_only_layers") or []
+    layers = [number for number in range(raw["num_hidden_layers"]) if number in dense or (number + 1) % step]
+    return found | {"moe_intermediate_size": raw["moe_intermediate_size"], "norm_topk_prob": bool(raw.get("norm_topk_prob")), "dense_layers": layers}
 
 
 def _tokens(raw: Mapping[str, Any], special: Mapping[str, int]) -> dict[str, Any]:
@@ -199,7 +219,7 @@ class _Window(NamedTuple):
 
 def _window(raw: Mapping[str, Any], traits: Traits) -> _Window:
     layers = range(raw["num_hidden_layers"])
-    asked = traits.windows == "every layer" or (traits.windows == "some layers" and raw.get("use_sliding_window", False))
+    asked = traits.windows != "none" and (not traits.windows_asked or raw.get("use_sliding_window", False))
     positions = raw.get("sliding_window", None if traits.no_rope else 4096)
     if not asked or positions is None:
         return _Window(None, [])

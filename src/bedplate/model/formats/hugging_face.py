@@ -1,4 +1,4 @@
-"""A Hugging Face folder of a dense model, in and out: config, weights by memory map, tokenizer, chat template.
+"""A Hugging Face folder of a model, in and out: config, weights by memory map, tokenizer, chat template.
 
     config.json, model.safetensors or model.safetensors.index.json + its shards, tokenizer.json, tokenizer_config.json,
     chat_template.jinja, generation_config.json
@@ -22,6 +22,7 @@ from bedplate.core.errors import DataError, IntegrityError
 from bedplate.core.files import publish, read_json, write_bytes, write_json
 from bedplate.modality.sequence import SPECIAL_TOKENS
 from bedplate.model.config import ModelConfig
+from bedplate.model.families import FAMILIES
 from bedplate.model.formats.config_json import from_json, to_json
 
 SHARD_BYTES = 5_000_000_000
@@ -72,6 +73,7 @@ def read_tensors(folder: Path, config: ModelConfig) -> dict[str, Tensor]:
         if expected is not None and (missing := sorted(expected - set(held))):
             raise IntegrityError(f"{folder}: {name} has no {missing[0]}, which the index promises", _RESTORE)
         tensors |= held
+    tensors = {_renamed(name, config, inward=True): tensor for name, tensor in tensors.items()}
     if not any(name.startswith("model.") for name in tensors):  # saved without its head
         tensors = {name if name.startswith("lm_head.") else f"model.{name}": tensor for name, tensor in tensors.items()}
     tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith("rotary_emb.inv_freq")}
@@ -110,12 +112,22 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     kept = {name: tensor for name, tensor in tensors.items() if not (text_only and name.startswith("unit_"))}
     kept = {name: tensor.detach().to("cpu", dtype or tensor.dtype).contiguous() for name, tensor in kept.items()}
-    _write_tensors(folder, kept, shard_bytes)
+    _write_tensors(folder, {_renamed(name, config, inward=False): tensor for name, tensor in kept.items()}, shard_bytes)
     write_json(folder / "config.json", to_json(config, _word(kept["model.embed_tokens.weight"].dtype), text_only=text_only))
     written = to_json(config)
     write_json(folder / "generation_config.json", {"bos_token_id": written["bos_token_id"], "eos_token_id": written["eos_token_id"], "do_sample": True})
     if tokenizer is not None:
         _copy_tokenizer(folder, tokenizer, config)
+
+
+def _renamed(name: str, config: ModelConfig, *, inward: bool) -> str:
+    """A tensor's name in our words (inward), or in its family's."""
+    pairs = [pair if inward else pair[::-1] for pair in ((theirs, ours) for ours, theirs in FAMILIES[config.model_type].inside)]
+    if not pairs or pairs[0][0] not in name:
+        return name
+    for old, new in pairs:
+        name = name.replace(old, new)
+    return name
 
 
 def _write_tensors(folder: Path, tensors: Mapping[str, Tensor], shard_bytes: int) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from bedplate.core.errors import DataError, IntegrityError
 from bedplate.core.files import publish, read_json, write_json
-from bedplate.model.adapters import AdapterShape, projections
+from bedplate.model.adapters import AdapterShape, adaptable
 from bedplate.model.families import TARGETS
 from bedplate.model.projection import Adapter, Projection
 
@@ -47,8 +47,9 @@ def write(folder: Path, model: nn.Module, shape: AdapterShape, base: str, score:
         base: name of the base, for people and for PEFT.
         score: the matrix of a classifier over the last token's state.
     """
+    held = {name.rpartition(".")[2] for name, projection in adaptable(model) if projection.adapter is not None}
     tensors: dict[str, Tensor] = {} if score is None else {SCORE: score.detach().cpu().contiguous()}
-    for name, projection in projections(model):
+    for name, projection in adaptable(model):
         if projection.adapter is not None:
             tensors |= {f"{PREFIX}{name}.{PARTS[part]}": p.detach().cpu().contiguous() for part, p in projection.adapter.named_parameters()}
     temporary = folder / f".{WEIGHTS}.tmp"
@@ -61,7 +62,7 @@ def write(folder: Path, model: nn.Module, shape: AdapterShape, base: str, score:
         "r": shape.rank,
         "lora_alpha": int(shape.alpha) if shape.alpha.is_integer() else shape.alpha,
         "lora_dropout": shape.dropout,
-        "target_modules": list(shape.targets),
+        "target_modules": [name for name in shape.targets if name in held],
         "use_rslora": shape.rslora,
         "use_dora": shape.dora,
         "bias": "none",
@@ -87,7 +88,7 @@ def read(folder: Path, model: nn.Module, *, scores: bool = False) -> dict[str, A
         IntegrityError: it is damaged, or does not fit the model.
     """
     config = read_config(folder, scores=scores)
-    known = dict(projections(model))
+    known = dict(adaptable(model))
     found: dict[str, dict[str, Tensor]] = {}
     for key, tensor in _tensors(folder).items():
         name, part = _split(key)
@@ -197,6 +198,6 @@ def _of_pattern(pattern: Mapping[str, Any] | None, name: str, usual: Any) -> Any
 
 def put_on(model: nn.Module, adapters: Mapping[str, Adapter]) -> None:
     """Put adapters on the projections that they were made for."""
-    known = dict(projections(model))
+    known = dict(adaptable(model))
     for name, adapter in adapters.items():
         known[name].adapter = adapter.eval()

@@ -38,7 +38,9 @@ def config_json(header: Header) -> dict[str, Any]:
     said, tensors = header.metadata, header.tensors
     family = said.get("general.architecture")
     if not isinstance(family, str) or family not in ARCHITECTURES:
-        raise DataError(f"the file holds a model of architecture {family!r}", did_you_mean(str(family), ARCHITECTURES))
+        experts = "experts are read from a Hugging Face folder: take the release with safetensors"
+        hint = experts if "moe" in str(family) else did_you_mean(str(family), ARCHITECTURES)
+        raise DataError(f"the file holds a model of architecture {family!r}", hint)
     for key in NEVER:
         if np.any(said.get(f"{family}.{key}", 0)):
             raise DataError(f"the file sets {family}.{key} = {said[f'{family}.{key}']}", "only plain dense models are computed")
@@ -133,6 +135,8 @@ def metadata(config: ModelConfig) -> dict[str, Any]:
     Raises:
         ConfigError: llama.cpp does not compute such a model.
     """
+    if config.num_experts:
+        raise DataError(f"a {config.model_type} has experts, which are not written to GGUF", "export a folder, and convert that with llama.cpp's own program")
     family = "llama" if config.model_type == "mistral" else config.model_type
     if family == "smollm3" and config.no_rope_layers != tuple(n for n in range(config.num_hidden_layers) if (n + 1) % SMOLLM3_STEP == 0):
         raise ConfigError(f"llama.cpp leaves every fourth layer of a smollm3 unturned, not {list(config.no_rope_layers)}", "such a model cannot leave as GGUF")
