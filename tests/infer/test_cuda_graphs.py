@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from paged import embedded, shape, through
 
 from bedplate.core.generation import Sampling
-from bedplate.infer.cuda_graphs import LEAST_PAGES, cuda_graph, one_each
+from bedplate.infer.cuda_graphs import LEAST_PAGES, cuda_graphs, one_each
 from bedplate.infer.engine import Engine
 from bedplate.infer.engine_settings import EngineSettings
 from bedplate.infer.request import Request
@@ -100,7 +100,7 @@ def test_only_steps_of_one_position_each_are_recorded():
 def test_recorded_steps_are_eager_ones(dtype):
     cuda = torch.device("cuda")
     states = []
-    for record in (None, cuda_graph):
+    for record in (None, cuda_graphs(cuda)):
         model = family_model("qwen3", seed=3)
         runner = TorchRunner(model, shape(), cuda, dtype, record)
         states.append(through(runner, embedded(family_model("qwen3", seed=3), [7, 20, 3, 80, 17]), range(5, 80)))

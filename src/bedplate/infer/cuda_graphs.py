@@ -1,6 +1,6 @@
 """Steps in which every sequence says its next token, as CUDA graphs: a launch for the whole step instead of one for each operation.
 
-    decode = Decode(compute, width, scratch_page, device, dtype, cuda_graph)
+    decode = Decode(compute, width, scratch_page, device, dtype, cuda_graphs(device))
     if one_each(step):
         states = decode.states(step)
 
@@ -32,23 +32,33 @@ def one_each(step: Step) -> bool:
     return len(step.table) == len(step.x) and not step.segments and step.layers is None and bool((step.until == step.position).all())
 
 
-def cuda_graph(compute: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """A `Record`: computed twice, so that libraries choose their ways, then recorded. Other threads may use the GPU meanwhile."""
-    aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    aside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(aside):
-        compute()
-        compute()
-    torch.cuda.current_stream().wait_stream(aside)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        result = compute()
+def cuda_graphs(device: torch.device) -> Record:
+    """A `Record`: what is to be repeated is computed twice, so that libraries choose their ways, then recorded. Other threads may use the GPU meanwhile.
 
-    def replay() -> Tensor:
-        graph.replay()
-        return result
+    Args:
+        device: a GPU.
+    """
+    pool = torch.cuda.graph_pool_handle()  # one after the other is replayed, so what lies between first and last may share its places
 
-    return replay
+    def record(compute: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        with torch.cuda.device(device):
+            aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            aside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(aside):
+                compute()
+                compute()
+            torch.cuda.current_stream().wait_stream(aside)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool, capture_error_mode="thread_local"):
+                result = compute()
+
+        def replay() -> Tensor:
+            graph.replay()
+            return result
+
+        return replay
+
+    return record
 
 
 class Decode:

@@ -11,7 +11,7 @@ import torch
 
 from bedplate.core.errors import BedplateError, ConfigError, ResourceError
 from bedplate.infer.cpu.runner import CpuRunner
-from bedplate.infer.cuda_graphs import cuda_graph
+from bedplate.infer.cuda_graphs import cuda_graphs
 from bedplate.infer.step import PAGE, Runner, Shape
 from bedplate.infer.torch_runner import TorchRunner
 from bedplate.model.foundation import FoundationModel
@@ -141,4 +141,4 @@ def open_runner(model: FoundationModel, settings: EngineSettings) -> Opened:
                 raise
     dtype = torch.bfloat16 if device.type == "cuda" and settings.precision != "float32" else torch.float32
     shape = settings.derive(model, dtype, device)
-    return Opened(TorchRunner(model, shape, device, dtype, cuda_graph if device.type == "cuda" else None), shape)
+    return Opened(TorchRunner(model, shape, device, dtype, cuda_graphs(device) if device.type == "cuda" else None), shape)

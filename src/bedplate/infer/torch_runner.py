@@ -31,7 +31,7 @@ class TorchRunner:
             shape: how much of everything; the number type is not taken from it.
             device: where to compute.
             dtype: of products, keys and values.
-            record: how steps of one position a sequence are made quicker, such as `cuda_graph`; None: they are computed like all.
+            record: how steps of one position a sequence are made quicker, such as `cuda_graphs`; None: they are computed like all.
         """
         config = self.config = model.config
         self.pages, self.most_positions, context = shape.pages, shape.positions, shape.context
