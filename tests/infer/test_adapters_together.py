@@ -161,6 +161,22 @@ def test_memory_has_a_limit_and_only_what_nobody_uses_is_forgotten(base, folders
     engine.close()
 
 
+@pytest.mark.parametrize("most_running", [1, 3])
+def test_everybody_gets_a_turn_where_memory_is_for_no_adapter(base, folders, most_running):
+    """Two tenants, few pages, nothing kept that is not in use: who waits for room must not lose the adapter again and again."""
+    engine = Engine(base, replace(USUAL, adapter_bytes=0, most_running=most_running, cache_bytes=2**16, share_beginnings=False))
+    for name, folder in folders.items():
+        engine.register(name, folder)
+    heard = []
+    for number, name in enumerate([*folders, "", *reversed(list(folders))]):
+        heard.append(Heard())
+        asked = Request(words(base, 20, number), Sampling(max_tokens=20), name, tenant="ab"[number % 3 == 0])
+        engine.submit(asked, heard[-1])
+    assert all(len(one.wait(30).tokens) == 20 and one.error is None for one in heard)
+    assert len(engine._memory.hot) <= most_running + 1
+    engine.close()
+
+
 def test_names_come_and_go_under_load(base, engine, folders):
     positions = words(base, 25)
     expected = {name: ask(engine, name, positions, 30).wait().tokens for name in folders}
