@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from paged import embedded, shape, through
 
 from bedplate.core.generation import Sampling
-from bedplate.infer.cuda_graphs import LEAST_PAGES, cuda_graphs, one_each
+from bedplate.infer.cuda_graphs import FEW, LEAST_PAGES, MOST_ROWS, cuda_graphs, few_each
 from bedplate.infer.engine import Engine
 from bedplate.infer.engine_settings import EngineSettings
 from bedplate.infer.request import Request
@@ -49,11 +49,11 @@ def test_filled_up_steps_come_to_the_states_of_plain_ones(family):
     plain, fixed = (TorchRunner(model, shape(), CPU, torch.float32, record) for record in (None, again))
     sequences = embedded(model, [7, 20, 3, 80, 17])
     pages = np.random.default_rng(0).permutation(64)
-    borders = [2, 3, *range(5, 80)]
+    borders = [2, 3, *range(5, 64), 66]
     for a, b in zip(*(through(runner, sequences, borders, pages) for runner in (plain, fixed))):
         np.testing.assert_allclose(a, b, **EXACT)
-    # Five, four, three, two and one side by side, on up to five pages: sizes 8, 4, 2 and 1, of eight pages.
-    assert fixed._decode.sizes == [(rows, LEAST_PAGES) for rows in (1, 2, 4, 8)] and again.recorded == 4 and again.replayed == 76
+    # Ten positions of five sequences, then fewer and fewer, on up to five pages: of eight pages, rows filled up to 16, 8, 4, 2 and 1.
+    assert fixed._decode.sizes == [(rows, LEAST_PAGES) for rows in (1, 2, 4, 8, 16)] and again.recorded == 5 and again.replayed == len(borders) + 1
     for a, b in zip((*plain._keys, *plain._values), (*fixed._keys, *fixed._values)):
         np.testing.assert_allclose(a[:-PAGE], b[:-PAGE], **EXACT)
         assert b[-PAGE:].isfinite().all() and not b[-PAGE + 1 :].any(), "rows that fill up write one place of the page that is nobody's"
@@ -84,15 +84,32 @@ def test_what_is_no_number_stays_with_its_sequence():
     np.testing.assert_allclose(through(FIXED, [sane, sane, sane], range(1, 20))[0], expected, **EXACT)
 
 
-def test_only_steps_of_one_position_each_are_recorded():
-    def step(position=(3, 4), until=(3, 4), tables=2, segments=(), layers=None):
-        numbers = [np.array(one, np.int32) for one in (range(len(position)), position, until, position)]
-        return Step(np.zeros((len(position), 4), np.float32), *numbers, np.zeros((tables, 1), np.int32), segments, layers)
+def test_only_steps_of_few_positions_each_are_recorded():
+    def step(sequence=(0, 1), position=(3, 4), until=None, segments=(), layers=None):
+        numbers = [np.array(one, np.int32) for one in (sequence, position, position if until is None else until, position)]
+        return Step(np.zeros((len(position), 4), np.float32), *numbers, np.zeros((2, 1), np.int32), segments, layers)
 
-    assert one_each(step())
-    assert not one_each(step(tables=1)), "two of one sequence"
-    assert not one_each(step(until=(4, 4))), "one sees the other"
-    assert not one_each(step(segments=[Segment(0, 1, "a")])) and not one_each(step(layers=1))
+    assert few_each(step()) and few_each(step((0,) * FEW, range(FEW)))
+    assert not few_each(step((0,) * (FEW + 1), range(FEW + 1))), "a prompt"
+    assert not few_each(step(range(MOST_ROWS + 1), (0,) * (MOST_ROWS + 1))), "too many"
+    assert not few_each(step((0, 0), until=(4, 4))), "one sees the other"
+    assert not few_each(step(segments=[Segment(0, 1, "a")])) and not few_each(step(layers=1))
+
+
+@pytest.mark.parametrize("drafts", [0, 8])
+def test_an_engine_over_filled_up_steps_says_the_same(drafts):
+    """Few pages: some are put back, and read again beside others that answer."""
+    base, said = base_of(family_model("qwen3")), []
+    for record in (None, again := Again()):
+        engine = Engine(base, EngineSettings("float32", "torch", "cpu", context=96, cache_bytes=14 * 4096, most_running=6, drafts=drafts))
+        engine.runner = TorchRunner(base.model, engine.shape, CPU, torch.float32, record)
+        heard = [Heard() for _ in range(9)]
+        for number, one in enumerate(heard):
+            engine.submit(Request(words(base, 5 + 3 * number, number), Sampling(max_tokens=40), tenant="abc"[number % 3]), one)
+        said.append([one.wait().tokens for one in heard])
+        preemptions = engine.load().counters["preemptions"]
+        engine.close()
+    assert said[0] == said[1] and preemptions > 0 and again.replayed > 20
 
 
 @gpu

@@ -208,6 +208,26 @@ def test_nobody_starves_while_another_never_stops_asking(data):
             world.step()
 
 
+def test_who_is_not_ready_is_passed_over_and_keeps_its_place():
+    """Such as one whose adapter is being read."""
+    world = Simulation(most_running=1)
+    unready = set()
+    world.scheduler._ready = lambda one: one not in unready
+    first, second, third = (world.add(request(range(n, n + 5), max_tokens=2)) for n in range(3))
+    other = world.add(request(range(9), tenant="other", max_tokens=2))
+    unready.add(first)
+    while not world.ended:
+        assert world.step()
+    assert world.ended == [second] and other not in world.ended
+    unready.clear()
+    world.finish(200)
+    assert [one for one in world.ended if one is not other] == [second, first, third]
+    unready.add(alone := world.add(request(range(5), max_tokens=2)))
+    assert world.step() == [] and world.scheduler.waiting == 1
+    unready.clear()
+    assert world.step() and alone in world.scheduler.running
+
+
 def test_a_guess_puts_nobody_back():
     world = Simulation(pages=4, positions=64, most_running=4, guesses=100)
     running = [world.add(request(np.arange(10) + n, max_tokens=20)) for n in range(4)]

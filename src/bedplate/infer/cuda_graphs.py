@@ -1,11 +1,12 @@
-"""Steps in which every sequence says its next token, as CUDA graphs: a launch for the whole step instead of one for each operation.
+"""Steps in which sequences say their next tokens, as CUDA graphs: a launch for the whole step instead of one for each operation.
 
     decode = Decode(compute, width, scratch_page, device, dtype, cuda_graphs(device))
-    if one_each(step):
+    if few_each(step):
         states = decode.states(step)
 
-A graph computes arrays of one size that lie in one place. So there is one for each of a few sizes, recorded when it is first needed; a step is filled
-up to the next one: rows with a sequence of one position on a page that nobody owns, tables with that page, which no row looks at.
+Every position is a row of its own with its sequence's pages, so a token and the guesses behind it are some rows more. A graph computes arrays of one
+size that lie in one place. So there is one for each of a few sizes, recorded when it is first needed; a step is filled up to the next one: rows with a
+sequence of one position on a page that nobody owns, tables with that page, which no row looks at.
 """
 
 from __future__ import annotations
@@ -23,13 +24,18 @@ from bedplate.infer.torch_step import Group, Inputs, slots
 
 LEAST_PAGES = 8
 """Width of the narrowest table."""
+FEW = 16
+"""Positions of one sequence: its keys are read for each of them."""
+MOST_ROWS = 256
+"""Of a graph."""
 Record = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]
 """Makes of a computation one that is quicker to repeat. What it reads and what it gives stay in their places."""
 
 
-def one_each(step: Step) -> bool:
-    """Whether a step is one position of each sequence, that the base alone computes and that sees nothing behind itself."""
-    return len(step.table) == len(step.x) and not step.segments and step.layers is None and bool((step.until == step.position).all())
+def few_each(step: Step) -> bool:
+    """Whether a step is a few positions of each sequence, that the base alone computes and that see nothing behind themselves."""
+    few = len(step.x) <= MOST_ROWS and np.bincount(step.sequence).max() <= FEW
+    return bool(few and not step.segments and step.layers is None and (step.until == step.position).all())
 
 
 def cuda_graphs(device: torch.device) -> Record:
@@ -62,7 +68,7 @@ def cuda_graphs(device: torch.device) -> Record:
 
 
 class Decode:
-    """Steps of one position a sequence, recorded once for each size."""
+    """Steps of a few positions a sequence, recorded once for each size."""
 
     def __init__(self, compute: Callable[[Inputs], Tensor], width: int, scratch_page: int, device: torch.device, dtype: torch.dtype, record: Record) -> None:
         """Nothing is recorded.
@@ -97,7 +103,7 @@ class Decode:
 
     def _padded(self, step: Step, rows: int, pages: int) -> Int[np.ndarray, "b 2+p"]:
         """Of each row its position, where its key goes, and its sequence's pages."""
-        n, width = step.table.shape
+        n, width = len(step.x), step.table.shape[1]
         numbers = np.full((rows, 2 + pages), self._scratch_page, np.int64)
         numbers[:, 0], numbers[:, 1] = 0, self._scratch_page * PAGE
         numbers[:n, 0], numbers[:n, 1], numbers[:n, 2 : 2 + width] = step.position, step.slot, step.table[step.sequence]

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from bedplate.infer.cuda_graphs import Decode, Record, one_each
+from bedplate.infer.cuda_graphs import Decode, Record, few_each
 from bedplate.infer.step import PAGE, Packed, Shape, States, Step
 from bedplate.infer.torch_step import Group, Inputs, inputs
 from bedplate.model.feed_forward import Experts, FeedForward
@@ -31,7 +31,7 @@ class TorchRunner:
             shape: how much of everything; the number type is not taken from it.
             device: where to compute.
             dtype: of products, keys and values.
-            record: how steps of one position a sequence are made quicker, such as `cuda_graphs`; None: they are computed like all.
+            record: how steps of few positions a sequence are made quicker, such as `cuda_graphs`; None: they are computed like all.
         """
         config = self.config = model.config
         self.pages, self.most_positions, context = shape.pages, shape.positions, shape.context
@@ -51,7 +51,7 @@ class TorchRunner:
     @torch.inference_mode()
     def run(self, step: Step) -> States:
         """The states of a step's positions."""
-        if self._decode is not None and one_each(step):
+        if self._decode is not None and few_each(step):
             return States(self._decode.states(step).cpu().numpy(), None)
         last, mean = self._states(inputs(step, self.device, self.dtype))
         return States(last.cpu().numpy(), None if mean is None else mean.cpu().numpy())
