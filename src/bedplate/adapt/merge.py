@@ -22,7 +22,7 @@ from bedplate.adapt.tasks.classify import Classify
 from bedplate.core.artifact import MANIFEST, Manifest, read_manifest, verify
 from bedplate.core.errors import ConfigError, DataError, IntegrityError, StateError
 from bedplate.core.files import read_json
-from bedplate.model.adapters import Change, How, MergeError, merge_several, projections, quantise
+from bedplate.model.adapters import Change, How, MergeError, merge_several, quantise
 from bedplate.model.formats import peft
 from bedplate.model.formats.hugging_face import read_tensors
 from bedplate.model.foundation import FoundationModel
@@ -74,11 +74,12 @@ def merge(
             unsealed.append(folder.name)
     model = FoundationModel.load(base, dtype=torch.float32).requires_grad_(False)
     stored = read_tensors(base, model.config)["model.norm.weight"].dtype
-    if bits is not None:
+    if bits is None:
+        model.write_out()  # what is added to a base in few bits must not be rounded again
+    else:
         quantise(model, bits)
     error = merge_several(model, [_change(folder, model) for folder in adapters], counts, how, density)
-    for _, projection in projections(model):
-        projection.write_out()
+    model.write_out()
     asked = {"adapters": [folder.name for folder in adapters], "weights": counts, "how": how, "density": density, "bits": bits}
     about = {"error_of_weights": error.of_weights, "error_of_change": error.of_change, "unsealed": unsealed}
     manifest = model.save(to, tokenizer=base, parents=parents, settings={"merge": asked}, about=about, dtype=stored)

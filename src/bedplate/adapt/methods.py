@@ -22,7 +22,7 @@ from torch import nn
 from bedplate.adapt.settings import MethodSettings
 from bedplate.core.artifact import verify
 from bedplate.core.config import from_mapping
-from bedplate.core.errors import DataError, IntegrityError
+from bedplate.core.errors import ConfigError, DataError, IntegrityError
 from bedplate.core.files import publish, read_json
 from bedplate.model.adapters import AdapterShape, adaptable, attach, freeze, quantise
 from bedplate.model.formats import peft
@@ -47,9 +47,13 @@ def prepare(model: FoundationModel, method: MethodSettings, seed: int) -> dict[s
         model: the base; it is changed in place.
         method: what of it is trained.
         seed: of an adapter's start.
+    Raises:
+        ConfigError: a base in few bits was to be trained in full.
     """
     if method.base_bits is not None:
         quantise(model, method.base_bits)
+    if method.name == "full" and model.bits is not None:
+        raise ConfigError(f"the base is kept in {model.bits} bits and cannot be trained in full", 'set method.name to "lora"')
     if method.name in ("lora", "dora"):
         weights = attach(model, shape_of(method), seed)
         if method.start is not None:

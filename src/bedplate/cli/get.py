@@ -13,6 +13,7 @@ def get(
     *,
     to: Path | None = None,
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+    bits: Literal[8, 4] | None = None,
     base: ModelFolder | None = None,
     labels: str = "",
     template: Literal["chat", "raw"] = "chat",
@@ -25,6 +26,7 @@ def get(
         model: a name in the catalogue, a Hugging Face folder, a GGUF file, or hf:OWNER/NAME; with --base an adapter's folder or hf:OWNER/NAME.
         to: the folder to write. By default the model's name in Bedplate's home folder ($BEDPLATE_HOME, else in the user's cache).
         dtype: type of the stored weights. By default as they come; those of a GGUF file as float32, of large ones as bfloat16.
+        bits: keep the matrices of a model's layers in so many bits, in memory and on disk: a base for adapters where the whole one would not fit.
         base: the model that an adapter was made for.
         labels: an adapter that classifies: names of its outputs in their order, such as spam,ham. By default LABEL_0, LABEL_1 and so on.
         template: an adapter that generates: how prompts are written for it, by the base's chat template or as they are.
@@ -42,7 +44,7 @@ def get(
 
     from bedplate.model.formats.get import get as fetch
 
-    _tell(fetch(model, to, getattr(torch, dtype) if dtype else None, console.say), console)
+    _tell(fetch(model, to, getattr(torch, dtype) if dtype else None, console.say, bits=bits), console)
 
 
 def _tell(got: Any, console: Any) -> None:
@@ -77,6 +79,7 @@ def export(model: ModelFolder, *, to: Path, type: Literal["f32", "f16", "q8_0", 
     from bedplate.model.foundation import FoundationModel
 
     loaded = FoundationModel.load(model)
+    loaded.write_out()
     if not (model / "tokenizer.json").is_file():
         raise DataError(f"{model} has no tokenizer.json", "give a model folder that brings its tokenizer along")
     if to.suffix != ".gguf":

@@ -27,7 +27,9 @@ RESAMPLES = 2000
 AT_ONCE = 4_000_000
 """Draws in memory at once."""
 
-How = Literal["share", "mean", "ratio", "perplexity", "macro_f1", "calibration"]
+How = Literal[
+    "share", "mean", "ratio", "perplexity", "f1", "macro_f1", "macro_f1_several", "calibration", "calibration_several", "explained", "rank_correlation"
+]  # fmt: skip
 Columns = Mapping[str, Any]
 """Name -> one value an example."""
 
@@ -78,7 +80,7 @@ def score(how: How, columns: Columns, seed: int = 0) -> Score:
         columns: a value an example in each.
         seed: of the resamples.
     """
-    summed = STATISTICS[how](*map(np.asarray, columns.values()))
+    summed = STATISTICS[how](*map(_array, columns.values()))
     n = len(summed.features)
     if how == "share":
         right = int(summed.features[:, 0].sum())
@@ -95,7 +97,7 @@ def difference(how: How, first: Columns, second: Columns, seed: int = 0) -> Diff
         second: columns of the other, in the same order of examples.
         seed: of the resamples, which are the same for both.
     """
-    a, b = (STATISTICS[how](*map(np.asarray, columns.values())) for columns in (first, second))
+    a, b = (STATISTICS[how](*map(_array, columns.values())) for columns in (first, second))
     n = len(a.features)
     if how == "share":
         ours, theirs = a.features[:, 0] > 0, b.features[:, 0] > 0
@@ -178,11 +180,66 @@ def _perplexity(nats: np.ndarray) -> Summed:
     return Summed(_share(nats).features, lambda s: np.exp(np.minimum(s[:, 0] / s[:, 1], 700)))
 
 
+def _array(values: Any) -> np.ndarray:
+    """A column as an array: of lists, where it holds lists."""
+    if len(values) and isinstance(values[0], list):
+        held = np.empty(len(values), object)
+        for number, several in enumerate(values):
+            held[number] = several
+        return held
+    return np.asarray(values)
+
+
+def _f1(both: np.ndarray, given: np.ndarray, wanted: np.ndarray) -> Summed:
+    """F1 over all that was given and wanted; 1 where nothing was either."""
+    features = np.stack([both, given, wanted], 1).astype(float)
+    return Summed(features, lambda s: np.where(s[:, 1] + s[:, 2] > 0, 2 * s[:, 0] / np.maximum(s[:, 1] + s[:, 2], 1), 1.0))
+
+
+def _explained(value: np.ndarray, said: np.ndarray) -> Summed:
+    """1 - squared error / variance: what knowing only the mean would leave explains nothing."""
+    apart = value.astype(float) - value.mean()
+    features = np.stack([np.square(value - said), apart, np.square(apart), np.ones(len(value))], 1)
+
+    def combine(sums: np.ndarray) -> np.ndarray:
+        spread = sums[:, 2] - np.square(sums[:, 1]) / sums[:, 3]
+        result: np.ndarray = 1 - sums[:, 0] / np.where(spread > 1e-12 * max(1e-300, features[:, 2].sum()), spread, np.nan)
+        return result
+
+    return Summed(features, combine)
+
+
+def _rank_correlation(value: np.ndarray, said: np.ndarray) -> Summed:
+    """Spearman's: Pearson's of the ranks, equals sharing theirs. Resamples keep the ranks that things have among all examples."""
+    x, y = (_ranks(column) for column in (value, said))
+    features = np.stack([x, y, x * x, y * y, x * y, np.ones(len(x))], 1)
+
+    def combine(sums: np.ndarray) -> np.ndarray:
+        x, y, xx, yy, xy, n = sums.T
+        spread = (xx - x * x / n) * (yy - y * y / n)
+        result: np.ndarray = (xy - x * y / n) / np.sqrt(np.where(spread > 1e-18, spread, np.nan))
+        return result
+
+    return Summed(features, combine)
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks around 0, a share of the number of values; equals have the mean of theirs."""
+    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ends = np.cumsum(counts)
+    middle: np.ndarray = ((2 * ends - counts + 1) / 2)[places]
+    return (middle - (len(values) + 1) / 2) / len(values)
+
+
 def _macro_f1(label: np.ndarray, said: np.ndarray) -> Summed:
     """Mean F1 of the labels that occur."""
-    label, said = label.astype(str), said.astype(str)
-    names = np.unique(np.concatenate([label, said]))
-    held, given = (one_hot(np.searchsorted(names, values), len(names)).astype(float) for values in (label, said))
+    return _macro_f1_several(*(_array([[str(name)] for name in names]) for names in (label, said)))
+
+
+def _macro_f1_several(labels: np.ndarray, said: np.ndarray) -> Summed:
+    """The same where any number of labels holds."""
+    names = sorted({name for column in (labels, said) for several in column for name in several})
+    held, given = (np.array([[float(name in several) for name in names] for several in column]).reshape(len(labels), -1) for column in (labels, said))
 
     def combine(sums: np.ndarray) -> np.ndarray:
         both, either = np.split(sums, 2, axis=1)
@@ -203,15 +260,32 @@ def _calibration(confidence: np.ndarray, right: np.ndarray) -> Summed:
     return Summed(np.concatenate([excess, np.ones((n, 1))], 1), lambda s: np.abs(s[:, :-1]).sum(1) / s[:, -1])
 
 
+def _calibration_several(probabilities: np.ndarray, holds: np.ndarray) -> Summed:
+    """The same over every label of every example; what is resampled stays whole examples."""
+    sure, true = (np.array(column.tolist(), float) for column in (probabilities, holds))
+    bins = np.zeros(sure.size, np.int64)
+    for number, part in enumerate(np.array_split(np.argsort(sure, axis=None, kind="stable"), min(10, max(1, sure.size // 5)))):
+        bins[part] = number
+    placed = bins.reshape(sure.shape)
+    excess = np.stack([np.where(placed == number, sure - true, 0).sum(1) for number in range(int(bins.max()) + 1)], 1)
+    return Summed(np.concatenate([excess, np.full((len(sure), 1), sure.shape[1])], 1), lambda s: np.abs(s[:, :-1]).sum(1) / s[:, -1])
+
+
 STATISTICS: dict[str, Callable[..., Summed]] = {
     "share": _share,
     "mean": _share,
     "ratio": _ratio,
     "perplexity": _perplexity,
+    "f1": _f1,
     "macro_f1": _macro_f1,
+    "macro_f1_several": _macro_f1_several,
     "calibration": _calibration,
+    "calibration_several": _calibration_several,
+    "explained": _explained,
+    "rank_correlation": _rank_correlation,
 }
-"""Name -> columns -> statistic: share(right), mean(value), ratio(above, below), perplexity(nats), macro_f1(label, said), calibration(confidence, right)."""
+"""Name -> columns -> statistic: share(right), mean(value), ratio(above, below), perplexity(nats), f1(both, given, wanted), macro_f1(label, said),
+calibration(confidence, right), explained and rank_correlation(value, said); `_several` take lists: (labels, said), (probabilities, holds)."""
 
 
 def _draws(summed: list[Summed], seed: int) -> list[np.ndarray]:
@@ -237,7 +311,7 @@ def _left_out(summed: Summed) -> np.ndarray:
 
 def _interval(value: float, drawn: np.ndarray, left_out: np.ndarray) -> tuple[float, float]:
     """Efron's bias-corrected and accelerated interval."""
-    drawn = drawn[np.isfinite(drawn)]
+    drawn, left_out = (part[np.isfinite(part)] for part in (drawn, left_out))
     if len(left_out) < 2 or not len(drawn) or not math.isfinite(value):
         return math.nan, math.nan
     if np.ptp(drawn) <= 1e-12 * max(1.0, abs(value)):

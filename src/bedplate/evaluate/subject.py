@@ -96,7 +96,17 @@ class Subject:
         if not isinstance(self.task, Classify):
             raise ConfigError("nothing here labels", "give --adapter a worker of the task classify")
         if self.task.several:
-            raise ConfigError("the worker gives several labels to one thing", "tasks of kind label compare one; `bedplate adapt` scores several")
+            raise ConfigError("the worker gives several labels to one thing", "give the task kind = \"labels\"")
+        return Worker(self.base, self.task).predict(cells)
+
+    def says(self, job: type[Task], cells: Sequence[dict[str, Any]]) -> list[Any]:
+        """What the worker says of each example.
+
+        Raises:
+            ConfigError: the subject is no worker of this job.
+        """
+        if not isinstance(self.task, job):
+            raise ConfigError(f"nothing here learned to {job.name}", f"give --adapter a worker of the task {job.name}")
         return Worker(self.base, self.task).predict(cells)
 
     def vectors(self, texts: Sequence[str]) -> Float[np.ndarray, "n d"]:

@@ -66,7 +66,8 @@ def adaptable(model: nn.Module) -> Iterator[tuple[str, Projection]]:
 def quantise(model: nn.Module, bits: Bits) -> None:
     """Keep every projection's matrix in few bits; tables, norms and heads stay as they are."""
     for _, projection in projections(model):
-        projection.quantise(bits)
+        if projection.quantised is None or projection.quantised.bits != bits:
+            projection.quantise(bits)
 
 
 def attach(model: nn.Module, shape: AdapterShape, seed: int = 0) -> dict[str, nn.Parameter]:

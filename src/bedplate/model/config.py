@@ -97,6 +97,8 @@ class ModelConfig:
     """Whether the shares of those that were chosen add up to one."""
     dense_layers: tuple[int, ...] = ()
     """Numbers of the layers that have no experts all the same, but one feed-forward of `intermediate_size`."""
+    bits: Literal[8, 4] | None = None
+    """Bits in which the projections of the layers are stored; None: exactly."""
     bos_token_id: int | None = None
     """What a text begins with, where that is not `<|endoftext|>`."""
     eos_token_ids: tuple[int, ...] = ()
@@ -115,6 +117,8 @@ class ModelConfig:
         for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "head_dim", "flow_blocks"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} = {getattr(self, name)} leaves nothing to compute", f"set {name} to 1 or more")
+        if self.bits not in (None, 8, 4):
+            raise ConfigError(f"bits = {self.bits} is not computed", "8 and 4 are")
         if self.sliding_layers and (self.sliding_window is None or self.sliding_window < 1):
             raise ConfigError(f"sliding_window = {self.sliding_window} hides everything from layers {list(self.sliding_layers)}", "set it to 1 or more")
         if self.num_experts and not (0 < self.num_experts_per_tok <= self.num_experts and self.moe_intermediate_size > 0):
@@ -210,7 +214,7 @@ def preset(
     )
     if not overrides:
         return config
-    known = set(ModelConfig.__dataclass_fields__) - {"senses", "special_ids"}
+    known = set(ModelConfig.__dataclass_fields__) - {"senses", "special_ids", "bits"}
     for key in overrides:
         if key not in known:
             raise ConfigError(f"the model has no field {key!r}", did_you_mean(key, known))

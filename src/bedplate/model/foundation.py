@@ -21,11 +21,15 @@ from bedplate.core.artifact import Manifest, seal, verify
 from bedplate.core.errors import DataError, IntegrityError
 from bedplate.modality.sequence import Batch
 from bedplate.modality.specs import SENSES
+from bedplate.model.adapters import quantise
 from bedplate.model.arithmetic import parameters
 from bedplate.model.config import ModelConfig
 from bedplate.model.cross_entropy import cross_entropy_sum
 from bedplate.model.flow import UnitHeads
 from bedplate.model.formats import hugging_face
+from bedplate.model.formats.hugging_face import is_code
+from bedplate.model.projection import Projection
+from bedplate.model.quantise import BLOCK, Bits
 from bedplate.model.senses import UnitEmbedding
 from bedplate.model.transformer import Cache, Trunk
 
@@ -154,6 +158,18 @@ class FoundationModel(nn.Module):
 
     # On disk.
 
+    @property
+    def bits(self) -> Bits | None:
+        """In how many bits the layers' projections are kept; None: exactly."""
+        return next((module.quantised.bits for module in self.modules() if isinstance(module, Projection) and module.quantised is not None), None)
+
+    def write_out(self) -> None:
+        """Keep every projection exactly again, with the numbers that few bits left."""
+        for module in self.modules():
+            if isinstance(module, Projection):
+                module.write_out()
+        self.config = replace(self.config, bits=None)
+
     def save(
         self,
         folder: Path,
@@ -178,7 +194,7 @@ class FoundationModel(nn.Module):
         """
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "manifest.json").unlink(missing_ok=True)  # an older one must not vouch for new files
-        hugging_face.write(folder, self.config, self.state_dict(), tokenizer=tokenizer, dtype=dtype, shard_bytes=shard_bytes)
+        hugging_face.write(folder, replace(self.config, bits=self.bits), self.state_dict(), tokenizer=tokenizer, dtype=dtype, shard_bytes=shard_bytes)
         return seal(folder, "model", parents=parents, settings=settings, about=about)
 
     @classmethod
@@ -206,7 +222,7 @@ class FoundationModel(nn.Module):
 
         Args:
             folder: config.json and safetensors.
-            dtype: type of the weights in memory; None: as they are stored. Training wants float32.
+            dtype: type of the weights in memory; None: as they are stored. Training wants float32. Matrices in few bits stay as they are.
         Raises:
             DataError: it is not a model that the trunk computes, or holds pickles only.
             IntegrityError: it is damaged.
@@ -214,16 +230,28 @@ class FoundationModel(nn.Module):
         config = hugging_face.read_config(folder)
         tensors = hugging_face.read_tensors(folder, config)
         try:
-            held, asked = sum(tensor.numel() for tensor in tensors.values()), parameters(config).total
+            held, asked = _numbers(config, tensors), parameters(config).total
             if held != asked:  # said before anything is made: a config may ask for anything
                 raise IntegrityError(f"{folder}: the weights hold {held:,} numbers, the config asks for {asked:,}", _misfit(config, tensors))
             with torch.device("meta"):
                 model = cls(config)
-            widest = dtype or functools.reduce(torch.promote_types, {tensor.dtype for tensor in tensors.values()})
-            model.load_state_dict({name: tensor.to(widest) for name, tensor in tensors.items()}, strict=True, assign=True)
+                if config.bits is not None:
+                    quantise(model, config.bits)
+            widest = dtype or functools.reduce(torch.promote_types, {tensor.dtype for name, tensor in tensors.items() if not is_code(name)})
+            model.load_state_dict({name: tensor if is_code(name) else tensor.to(widest) for name, tensor in tensors.items()}, strict=True, assign=True)
         except (RuntimeError, ValueError, TypeError, OverflowError) as error:
             raise IntegrityError(f"{folder}: the weights do not fit the config: {str(error).splitlines()[-1].strip()}", _RESTORE) from error
         return model.eval()
+
+
+def _numbers(config: ModelConfig, tensors: Mapping[str, Tensor]) -> int:
+    """How many the tensors hold. A matrix in few bits is filled up to whole blocks, so of those only blocks are compared."""
+    if config.bits is None:
+        return sum(tensor.numel() for tensor in tensors.values())
+    blocks = sum(tensor.numel() for name, tensor in tensors.items() if name.endswith(".quantised.scales"))
+    plain = sum(tensor.numel() for name, tensor in tensors.items() if not is_code(name))
+    asked = parameters(config).total
+    return asked if 0 <= blocks * BLOCK - (asked - plain) < BLOCK * len(tensors) else plain + blocks * BLOCK
 
 
 def _misfit(config: ModelConfig, tensors: Mapping[str, Tensor]) -> str:

@@ -35,6 +35,8 @@ def config_from(base: Path, corpus: Corpus) -> ModelConfig:
     config = read_config(base)
     if config.num_experts:
         raise DataError(f"{base} is a {config.model_type}: nothing here keeps its experts equally busy", "adapt it with `bedplate adapt --method lora`")
+    if config.bits is not None:
+        raise DataError(f"{base} is kept in {config.bits} bits, which are not trained further", "give the model that it was made from")
     told = f"build the corpus for it: bedplate data build ... --set tokenizer.path={base}"
     if not (base / TOKENIZER).is_file():
         raise DataError(f"{base} has no {TOKENIZER}", "give a model folder that brings its tokenizer along")

@@ -21,6 +21,7 @@ from bedplate.evaluate.answering import Answer, Summary
 from bedplate.evaluate.files import Files
 from bedplate.evaluate.kinds import Bits, Choose, Continue, Example, Kind
 from bedplate.evaluate.tasks.task import Task, cell
+from bedplate.evaluate.worker_kinds import Labels, Numbers, Order, Spans
 from bedplate.evaluate.working import Label, Retrieve
 
 
@@ -28,14 +29,16 @@ from bedplate.evaluate.working import Label, Retrieve
 class OwnTaskSettings:
     """What a task's TOML file may say."""
 
-    kind: Literal["bits", "choose", "continue", "answer", "summary", "label", "retrieve"]
-    """bits: text; choose: likeliest of several continuations; continue: one continuation; answer, summary: the model writes; label, retrieve: as named."""
+    kind: Literal["bits", "choose", "continue", "answer", "summary", "label", "labels", "number", "order", "spans", "retrieve"]
+    """bits: text; choose: likeliest of several continuations; continue: one continuation; answer, summary: the model writes; label, labels (any number
+    of them), number, order (of texts), spans: what a worker says, of the task classify, regress, rank or extract; retrieve: nearest documents."""
     file: str
     """JSONL with the examples, beside the TOML file."""
     prompt: str = "{text}"
     """What stands before the answer; {column} is replaced by the cell. For bits it is the text, for retrieve the query."""
     answer: str = "answer"
-    """Column of what is wanted: a text; for choose, the number of the right choice from 0, or its text; for retrieve, ids of documents or id -> grade."""
+    """Column of what is wanted: a text; for choose, the number of the right choice from 0, or its text; for labels, a list; for order,
+    the number of the right text or a grade for each; for spans, a list of {start, end, label}; for retrieve, ids of documents or id -> grade."""
     choices: str | tuple[str, ...] = "choices"
     """For choose: column with the list of choices, or the same choices for all examples."""
     id: str = ""
@@ -47,7 +50,7 @@ class OwnTaskSettings:
     max_tokens: int = 256
     """For answer and summary: longest answer."""
     columns: Mapping[str, str] = field(default_factory=dict)
-    """For label: the worker's column names where the file uses others, such as {text = "body"}."""
+    """For what a worker says: its column names where the file uses others, such as {text = "body"}."""
     documents: str = "documents.jsonl"
     """For retrieve: JSONL with the documents, each with id and text."""
 
@@ -60,6 +63,8 @@ class OwnTaskSettings:
             raise ConfigError(f"max_tokens = {self.max_tokens} says nothing", "256 is usual")
 
 
+WORKED = ("label", "labels", "number", "order", "spans")
+"""Kinds whose examples a worker reads by its own columns."""
 KINDS: dict[str, Callable[[OwnTaskSettings], Kind]] = {
     "bits": lambda s: Bits(),
     "choose": lambda s: Choose(),
@@ -67,6 +72,10 @@ KINDS: dict[str, Callable[[OwnTaskSettings], Kind]] = {
     "answer": lambda s: Answer(s.max_tokens, s.stops, s.extract),
     "summary": lambda s: Summary(s.max_tokens, s.stops),
     "label": lambda s: Label(),
+    "labels": lambda s: Labels(),
+    "number": lambda s: Numbers(),
+    "order": lambda s: Order(),
+    "spans": lambda s: Spans(),
     "retrieve": lambda s: Retrieve(),
 }
 
@@ -88,7 +97,7 @@ def _read(settings: OwnTaskSettings, files: Files) -> list[Example]:
 
 def _example(settings: OwnTaskSettings, task: str, number: int, row: Mapping[str, Any], documents: Mapping[str, str]) -> Example:
     name = f"{task}/{cell(row, settings.id, number, object) if settings.id else number}"
-    if settings.kind == "label":
+    if settings.kind in WORKED:
         renamed = {column: row[theirs] for column, theirs in settings.columns.items() if theirs in row}
         return Example(name, answer=cell(row, settings.answer, number, object), cells={**row, **renamed})
     prompt = filled(settings.prompt, row, number)

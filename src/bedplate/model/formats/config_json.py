@@ -28,6 +28,10 @@ _USED_BY = {
     "yarn": ("factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "attention_factor", "truncate"),
 }
 """Keys of each kind of scaling."""
+OWN = "bedplate"
+"""Our way of keeping weights in few bits (model/quantise.py)."""
+BLOCK = 64
+"""Numbers that share a scale in it."""
 _ALSO = ("rope_theta", "rope_type", "type", "partial_rotary_factor", "mscale", "mscale_all_dim", "finetuned")
 
 
@@ -72,6 +76,9 @@ def to_json(config: ModelConfig, dtype: str = "float32", *, text_only: bool = Fa
         written["sliding_window"] = config.sliding_window
         written["max_window_layers"] = config.sliding_layers[0]
         written["layer_types"] = [_SLIDING if number in config.sliding_layers else _FULL for number in layers]
+    if config.bits is not None:  # a type that no other engine knows: those of today would leave the codes out and start from random weights
+        written |= {"model_type": f"{OWN}_{config.model_type}", "architectures": []}
+        written["quantization_config"] = {"quant_method": OWN, "bits": config.bits, "block": BLOCK}
     if config.num_experts:
         written |= {traits.experts_key: config.num_experts, "num_experts_per_tok": config.num_experts_per_tok, "output_router_logits": False}
     if traits.experts == "some layers":
@@ -99,6 +106,8 @@ def from_json(raw: Mapping[str, Any], special_ids: Mapping[str, int] | None = No
         IntegrityError: it is damaged.
     """
     family = raw.get("model_type")
+    if isinstance(family, str) and isinstance(raw.get("quantization_config"), Mapping):
+        family = family.removeprefix(f"{OWN}_")
     if not isinstance(family, str) or family not in FAMILIES:
         raise DataError(f"config.json is of model type {family!r}", did_you_mean(str(family), FAMILIES))
     own = raw.get("bedplate", {})
@@ -141,7 +150,14 @@ def _shape(raw: Mapping[str, Any], traits: Traits) -> dict[str, Any]:
         "sliding_window": window.positions,
         "sliding_layers": window.layers,
         "no_rope_layers": _unturned(raw) if traits.no_rope else [],
+        "bits": _own_bits(raw),
     } | _experts(raw, traits)
+
+
+def _own_bits(raw: Mapping[str, Any]) -> int | None:
+    """In how many bits weights are kept our way; None: they are not."""
+    said = raw.get("quantization_config") or {}
+    return int(said["bits"]) if said.get("quant_method") == OWN and said.get("block") == BLOCK else None
 
 
 def _experts(raw: Mapping[str, Any], traits: Traits) -> dict[str, Any]:
@@ -240,6 +256,6 @@ def _refuse_what_is_not_computed(raw: Mapping[str, Any]) -> None:
         raise IntegrityError(f"config.json is damaged: {raw['num_hidden_layers']:,} layers", "restore the model folder from a copy")
     if (act := raw.get("hidden_act", "silu")) not in ("silu", "swish"):
         raise DataError(f"the feed-forward uses {act!r}", "the trunk computes SwiGLU (silu) only")
-    if raw.get("quantization_config"):
+    if raw.get("quantization_config") and not _own_bits(raw):
         method = raw["quantization_config"].get("quant_method", "unknown")
         raise DataError(f"the weights are quantised ({method})", "take the release with bfloat16 or float16 weights, or a GGUF file")

@@ -19,10 +19,13 @@ from bedplate.core.artifact import Manifest, read_manifest, verify
 from bedplate.core.errors import ConfigError, DataError, StateError, did_you_mean
 from bedplate.core.files import sha256_file
 from bedplate.core.home import home
+from bedplate.model.adapters import quantise
 from bedplate.model.formats.catalogue import Entry, catalogue
 from bedplate.model.formats.fetch import Address, check, from_hub, from_wheel
 from bedplate.model.formats.gguf.read import convert
+from bedplate.model.formats.hugging_face import read_config
 from bedplate.model.foundation import FoundationModel
+from bedplate.model.quantise import Bits
 
 ADAPTER = "adapter_config.json"
 
@@ -44,13 +47,21 @@ class Source(NamedTuple):
     about: Mapping[str, str]
 
 
-def get(source: str, to: Path | None = None, dtype: torch.dtype | None = None, say: Callable[[str], None] = lambda line: None) -> Got:
+def get(
+    source: str,
+    to: Path | None = None,
+    dtype: torch.dtype | None = None,
+    say: Callable[[str], None] = lambda line: None,
+    *,
+    bits: Bits | None = None,
+) -> Got:
     """A model folder from a name in the catalogue, a path (a Hugging Face folder or a GGUF file), or hf:OWNER/NAME.
 
     Args:
         source: which.
         to: the folder to write; None: by its name in the home folder.
         dtype: type of the stored weights; None: as they come, those of a GGUF file as `gguf.read` has it.
+        bits: in which the layers' matrices are kept; None: exactly.
         say: told what takes its time, a line each.
     Raises:
         ConfigError: no such name or path.
@@ -63,13 +74,13 @@ def get(source: str, to: Path | None = None, dtype: torch.dtype | None = None, s
     entry = known.get(source)
     if entry is None and not source.startswith("hf:") and not Path(source).exists():
         raise ConfigError(f"there is no model {source!r}, neither by that name nor at that path", did_you_mean(source, known))
-    if entry is None and to is None and (Path(source) / "manifest.json").is_file():
+    if entry is None and to is None and bits is None and (Path(source) / "manifest.json").is_file():
         return Got(Path(source), verify(Path(source), "model"), False)
-    folder = to or home() / "models" / (source if entry else name_of(source))
+    folder = to or home() / "models" / ((source if entry else name_of(source)) + (f"-{bits}bit" if bits else ""))
     if entry and entry.sha256 and (folder / "manifest.json").is_file():
         made_from = read_manifest(folder, "model").parents
         if entry.sha256 in made_from.values():
-            return Got(folder, read_manifest(folder, "model"), False)
+            return Got(folder, _same_bits(folder, bits), False)
     found = _fetch(source, entry, say)
     if (found.path / ADAPTER).is_file() and not (found.path / "config.json").is_file():
         raise ConfigError(f"{source} is an adapter, not a model", "name the model that it was made for: --base MODEL")
@@ -78,7 +89,7 @@ def get(source: str, to: Path | None = None, dtype: torch.dtype | None = None, s
         manifest = read_manifest(folder, "model")
         if dict(manifest.parents) != digests:
             raise StateError(f"{folder} holds a model that was made from something else", "give another folder with --to, or remove that one")
-        return Got(folder, manifest, False)
+        return Got(folder, _same_bits(folder, bits), False)
     if folder.exists() and any(folder.iterdir()):
         raise StateError(f"{folder} is not empty and no model", "give another folder with --to, or remove that one")
     say(f"converting {found.path.name}")
@@ -86,6 +97,10 @@ def get(source: str, to: Path | None = None, dtype: torch.dtype | None = None, s
     draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
         manifest = _make(found, draft, digests, dtype)
+        if bits is not None:
+            model = FoundationModel.read(draft)
+            quantise(model, bits)
+            manifest = model.save(draft, tokenizer=draft, parents=manifest.parents, about=manifest.about, settings={"bits": bits})
         place(draft, folder, "model")
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -147,7 +162,17 @@ def _digests(path: Path) -> dict[str, str]:
     """Role -> SHA-256 of what a model is made from."""
     if path.is_file():
         return {"gguf": sha256_file(path)}
+    if (path / "manifest.json").is_file():
+        return {"model": read_manifest(path, "model").digest}
     return {each.name: sha256_file(each) for each in sorted([*path.glob("*.safetensors"), *path.glob("config.json")])}
+
+
+def _same_bits(folder: Path, bits: Bits | None) -> Manifest:
+    """The manifest of a model that is there already, refused where it is kept in another number of bits."""
+    if (held := read_config(folder).bits) != bits:
+        words = "exactly" if held is None else f"in {held} bits"
+        raise StateError(f"{folder} holds that model {words}", "give another folder with --to, or remove that one")
+    return read_manifest(folder, "model")
 
 
 def _make(found: Source, draft: Path, digests: Mapping[str, str], dtype: torch.dtype | None) -> Manifest:

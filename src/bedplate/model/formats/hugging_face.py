@@ -29,6 +29,8 @@ SHARD_BYTES = 5_000_000_000
 """Weights larger than this are cut into several files."""
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+CODES = {8: torch.int8, 4: torch.uint8}
+"""Number type of matrices in few bits."""
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 _RESTORE = "restore the model folder from a copy"
 
@@ -83,7 +85,10 @@ def read_tensors(folder: Path, config: ModelConfig) -> dict[str, Tensor]:
             raise IntegrityError(f"{folder}: the head is tied to the token table, but they differ", "set tie_word_embeddings to false in config.json")
         del tensors["lm_head.weight"]
     for name, tensor in tensors.items():
-        if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        if config.bits is not None and name.endswith(".quantised.codes"):
+            if tensor.dtype != CODES[config.bits]:
+                raise IntegrityError(f"{folder}: {name} is stored as {_word(tensor.dtype)}, not in {config.bits} bits", _RESTORE)
+        elif tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
             raise DataError(f"{folder}: {name} is stored as {_word(tensor.dtype)}", "take the release with bfloat16, float16 or float32 weights")
     return tensors
 
@@ -111,13 +116,18 @@ def write(
     """
     folder.mkdir(parents=True, exist_ok=True)
     kept = {name: tensor for name, tensor in tensors.items() if not (text_only and name.startswith("unit_"))}
-    kept = {name: tensor.detach().to("cpu", dtype or tensor.dtype).contiguous() for name, tensor in kept.items()}
+    kept = {name: tensor.detach().to("cpu", tensor.dtype if is_code(name) else dtype or tensor.dtype).contiguous() for name, tensor in kept.items()}
     _write_tensors(folder, {_renamed(name, config, inward=False): tensor for name, tensor in kept.items()}, shard_bytes)
     write_json(folder / "config.json", to_json(config, _word(kept["model.embed_tokens.weight"].dtype), text_only=text_only))
     written = to_json(config)
     write_json(folder / "generation_config.json", {"bos_token_id": written["bos_token_id"], "eos_token_id": written["eos_token_id"], "do_sample": True})
     if tokenizer is not None:
         _copy_tokenizer(folder, tokenizer, config)
+
+
+def is_code(name: str) -> bool:
+    """Whether a tensor is part of a matrix in few bits, which has no other number type than its own."""
+    return name.endswith((".quantised.codes", ".quantised.scales"))
 
 
 def _renamed(name: str, config: ModelConfig, *, inward: bool) -> str:
