@@ -148,6 +148,9 @@ def planned(base: Base, wanted: Wanted, context: int) -> Plan:
         counts = (-(-wanted.frames // spec.frames), side, side)
     else:
         caption, guidance = wanted.caption, wanted.guidance
+        if wanted.side is not None and any(one % spec.patch for one in wanted.side):
+            near = " x ".join(str(max(1, one // spec.patch) * spec.patch) for one in wanted.side)
+            raise ConfigError(f"sides of {wanted.side[0]} x {wanted.side[1]} are no multiples of the {spec.patch} pixels of a patch", f"{near} would do")
         side_of = wanted.known.shape[:2] if wanted.known is not None else wanted.side or (spec.size, spec.size)
         counts = (1, side_of[0] // spec.patch, side_of[1] // spec.patch)
         if wanted.known is not None:
