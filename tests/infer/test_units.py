@@ -101,7 +101,7 @@ def made_alone(number, seed):
     return ALONE[number, seed]
 
 
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(st.lists(st.tuples(st.integers(0, len(THINGS)), st.integers(0, 1)), min_size=1, max_size=7), st.data())
 def test_nothing_else_changes_what_is_made(asked, data):
     """Company (text among it), budget, pages (and so who is put back), kept beginnings: to the bit."""

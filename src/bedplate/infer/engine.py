@@ -31,7 +31,7 @@ from bedplate.infer.adapters import Adapters, Registered
 from bedplate.infer.assemble import alike, assemble
 from bedplate.infer.checks import check
 from bedplate.infer.engine_settings import EngineSettings, open_runner
-from bedplate.infer.maker import Maker, Silent, beside
+from bedplate.infer.maker import Made, Maker, Silent, beside
 from bedplate.infer.pages import Pages
 from bedplate.infer.request import Drawn, Listener, Request
 from bedplate.infer.saying import Saying, read
@@ -139,7 +139,8 @@ class Engine:
         scheduler = self._scheduler
         counters = {**self._counters, "preemptions": scheduler.preemptions, "adapters_in_memory": len(self._memory.hot)}
         used = scheduler.pages.held / scheduler.pages.count
-        return Load(len(scheduler.running), scheduler.waiting + len(self._arrived), used, self._tokens_per_s(), counters)
+        running = sum(one.lead is one for one in scheduler.running)
+        return Load(running, scheduler.waiting + len(self._arrived), used, self._tokens_per_s(), counters)
 
     def close(self) -> None:
         """Cancel what is under way and end the thread."""
@@ -286,7 +287,8 @@ class Engine:
 
     def _answer(self, drawing: list[tuple[Running, int]], states: Float[np.ndarray, "n d"]) -> None:
         """Draw what follows, and tell."""
-        drawing = self._make(drawing, states)
+        made, drawing = self._maker.advance(drawing, states)
+        self._made(made)
         rows: list[int] = []
         asking: list[tuple[Running, int, int]] = []  # a request, its first row of logits, and how many
         for running, row in drawing:
@@ -319,26 +321,17 @@ class Engine:
                 self._fail(running, error)
         self._counted(said)
 
-    def _make(self, drawing: list[tuple[Running, int]], states: Float[np.ndarray, "n d"]) -> list[tuple[Running, int]]:
-        """Make the units that follow, and tell; what is left wants tokens."""
-        caught_up = [running for running, row in drawing if self._maker.keeps(running, states[row])]
-        if not caught_up:
-            return drawing
-        try:
-            made = self._maker.make(caught_up)
-        except Exception as error:  # the heads': theirs alone who wanted units
-            _log.exception("units could not be made")
-            made = []
-            for running in caught_up:
+    def _made(self, made: Sequence[Made]) -> None:
+        """Tell of units."""
+        for running, unit, finish, error in made:
+            if error is not None:
                 self._fail(running, error)
-        for running, unit, finish in made:
             if unit is not None:
                 with _survives():
                     running.listener.unit(unit)
             if finish is not None:
                 self._end(running, (), finish)
         self._counted(sum(one.unit is not None for one in made))
-        return [(running, row) for running, row in drawing if running.request.making is None]
 
     def _counted(self, said: int) -> None:
         """So many tokens or units more."""

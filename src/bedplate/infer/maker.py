@@ -6,6 +6,7 @@ size, and the noise of a unit is a function of its request's seed and its number
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from bedplate.infer.request import Drawn, Request
 from bedplate.infer.sequence import Running
 from bedplate.model.foundation import FoundationModel
 
+_log = logging.getLogger(__name__)
 ROWS = 8
 """Of a block; what is left of the last is filled up. Products of one size add up in one order, so that a unit is the same in any company."""
 FEWEST_UNITS = 3
@@ -33,6 +35,7 @@ class Made(NamedTuple):
     unit: Float[np.ndarray, "p"] | None
     """None: there is none; the model said that it is over."""
     finish: Finish | None
+    error: Exception | None = None
 
 
 def noise(seed: int, number: int, width: int) -> Float[np.ndarray, "p"]:
@@ -71,12 +74,22 @@ class Maker:
     def __init__(self, model: FoundationModel) -> None:
         self._model = model
 
-    def keeps(self, running: Running, state: Float[np.ndarray, "d"]) -> bool:
-        """Whether a unit is made of the state behind a request's last position; then it is kept until what is read beside has caught up."""
-        if running.lead.request.making is None:
-            return False
-        running.state = state.copy()
-        return True
+    def advance(self, drawing: Sequence[tuple[Running, int]], states: Float[np.ndarray, "n d"]) -> tuple[list[Made], list[tuple[Running, int]]]:
+        """(what the requests for units come to, those that want something else).
+
+        Args:
+            drawing: requests that have caught up in this step, and the row of the state behind each.
+            states: of the step.
+        """
+        caught_up = [(running, row) for running, row in drawing if running.lead.request.making is not None]
+        for running, row in caught_up:
+            running.state = states[row].copy()  # kept until what is read beside has caught up, too
+        others = [one for one in drawing if one[0].lead.request.making is None]
+        try:
+            return self.make([running for running, _ in caught_up]), others
+        except Exception as error:  # the heads': theirs alone who wanted units
+            _log.exception("units could not be made")
+            return [Made(running, None, None, error) for running, _ in caught_up], others
 
     @torch.inference_mode()
     def make(self, caught_up: Sequence[Running]) -> list[Made]:

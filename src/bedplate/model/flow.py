@@ -63,7 +63,10 @@ class FlowHead(nn.Module):
 
     def forward(self, noisy: Float[Tensor, "... p"], time: Float[Tensor, "... 1"], condition: Float[Tensor, "... w"]) -> Float[Tensor, "... p"]:
         """The clean unit that is expected."""
-        condition = F.silu(condition + self.time(time_code(time).to(condition.dtype)))
+        return self._clean(noisy, condition + self.time(time_code(time).to(condition.dtype)))
+
+    def _clean(self, noisy: Float[Tensor, "... p"], condition: Float[Tensor, "... w"]) -> Float[Tensor, "... p"]:
+        condition = F.silu(condition)
         x = self.enter(noisy)
         for block in self.blocks:
             x = block(x, condition)
@@ -113,12 +116,12 @@ class FlowHead(nn.Module):
         """
         z, n = noise, len(noise)
         both = condition if unconditional is None else torch.cat([condition, unconditional])
+        times = self.time(time_code(torch.arange(steps, device=condition.device)[:, None] / steps).to(condition.dtype))  # [s w]: the same for all units
         for step in range(steps):
-            time = torch.full((1, 1), step / steps, device=condition.device)  # the same for all, so its code is made once
             if unconditional is None:
-                clean = self(z.to(condition), time, condition).float()
+                clean = self._clean(z.to(condition), condition + times[step]).float()
             else:
-                made = self(z.to(condition).repeat(2, 1), time, both).float()
+                made = self._clean(z.to(condition).repeat(2, 1), both + times[step]).float()
                 clean = made[n:] + guidance * (made[:n] - made[n:])
             z = z + (clean - z) / max(1 - step / steps, LEAST_REMAINING) / steps
         return z
