@@ -18,8 +18,9 @@ from bedplate.modality import audio, image, series, video
 from bedplate.model.foundation import FoundationModel
 
 POINTS = 32
-LIVE = EngineSettings(backend="torch", precision="float32", most_running=4)
-"""The engine reads the weights where the training loop has them: nothing is packed, nothing is copied. It lives as long as the samples take."""
+LIVE = EngineSettings(backend="torch", precision="float32", most_running=2)
+"""The engine reads the weights where the training loop has them: nothing is packed, nothing is copied. It lives as long as the samples take,
+and keeps no more than two sequences, as training fills the memory."""
 
 
 def sampler(corpus: Path) -> Callable[[nn.Module, int, Path], Sequence[Mapping[str, Any]]]:
