@@ -17,6 +17,8 @@ from bedplate.infer.engine_settings import EngineSettings
 from bedplate.infer.maker import ROWS
 from bedplate.infer.request import Request
 from bedplate.infer.units import Clip, Future, Picture, Sound, planned
+from bedplate.model.adapters import AdapterShape, attach, detach, trained
+from bedplate.model.formats import peft
 from bedplate.testing import slow_units
 from bedplate.testing.bases import base_of
 from bedplate.testing.corpora import tiny_specs
@@ -171,9 +173,9 @@ def test_pictures_with_guidance_are_put_back_together():
 
 
 def test_more_than_one_block_of_rows(engine):
-    heard = [ask(engine, request(THINGS[1], seed)) for seed in range(ROWS + 3)]
-    for seed, one in enumerate(heard[:: ROWS + 2]):
-        np.testing.assert_allclose(np.stack(one.wait().units), np.stack(units(BASE.model, request(THINGS[1], seed * (ROWS + 2)))), atol=2e-3)
+    heard = [ask(engine, request(THINGS[1], seed)) for seed in range(ROWS["cpu"] + 3)]
+    for seed, one in enumerate(heard[:: ROWS["cpu"] + 2]):
+        np.testing.assert_allclose(np.stack(one.wait().units), np.stack(units(BASE.model, request(THINGS[1], seed * (ROWS["cpu"] + 2)))), atol=2e-3)
 
 
 def test_sounds_end_where_the_model_ends_them():
@@ -204,6 +206,32 @@ def test_a_cancelled_picture_ends_both_of_its_sequences(engine):
     waiting[-1].handle.cancel()
     assert heard.wait().finish == "cancelled" and waiting[-1].wait().finish == "cancelled"
     assert all(one.wait().finish == "length" for one in waiting[:-1])
+
+
+def test_every_adapter_makes_its_own_beside_the_others(tmp_path):
+    base = base_of(tiny_model(senses=tiny_specs(), random=True, seed=4))
+    model, shape = base.model, AdapterShape(4, 8.0)
+    for number, name in enumerate(("one", "two")):
+        attach(model, shape, number)
+        with torch.no_grad():
+            for weight in trained(model).values():
+                weight.add_(0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(number)))
+        (tmp_path / name).mkdir()
+        peft.write(tmp_path / name, model, shape, "base")
+        detach(model)
+    model.requires_grad_(False)
+    engine = Engine(base, replace(USUAL, backend="torch", device="cpu"))  # which keeps factors as they are
+    for name in ("one", "two"):
+        engine.register(name, tmp_path / name)
+    heard = {name: ask(engine, request(THINGS[0], 1, adapter=name)) for name in ("", "one", "two")}
+    units_of = {name: np.stack(one.wait().units) for name, one in heard.items()}
+    engine.close()
+    for name, made in units_of.items():
+        if name:
+            peft.put_on(model, peft.read(tmp_path / name, model))
+        np.testing.assert_allclose(made, np.stack(units(model, request(THINGS[0], 1))), atol=2e-3)
+        detach(model)
+    assert np.abs(units_of["one"] - units_of["two"]).max() > 0.01 < np.abs(units_of["one"] - units_of[""]).max()
 
 
 def test_nobody_waits_behind_a_deadline(engine):

@@ -7,7 +7,7 @@ size, and the noise of a unit is a function of its request's seed and its number
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -22,8 +22,9 @@ from bedplate.infer.sequence import Running
 from bedplate.model.foundation import FoundationModel
 
 _log = logging.getLogger(__name__)
-ROWS = 8
-"""Of a block; what is left of the last is filled up. Products of one size add up in one order, so that a unit is the same in any company."""
+ROWS = {"cpu": 8, "cuda": 64}
+"""Of a block, by device; what is left of the last is filled up. Products of one size add up in one order, so that a unit is the same in any company.
+On a GPU a block costs its launches, whatever its size."""
 FEWEST_UNITS = 3
 """A sound is never ended before this many units."""
 
@@ -73,6 +74,7 @@ class Maker:
 
     def __init__(self, model: FoundationModel) -> None:
         self._model = model
+        self._block = ROWS["cpu" if model.head.device.type == "cpu" else "cuda"]
 
     def advance(self, drawing: Sequence[tuple[Running, int]], states: Float[np.ndarray, "n d"]) -> tuple[list[Made], list[tuple[Running, int]]]:
         """(what the requests for units come to, those that want something else).
@@ -108,7 +110,7 @@ class Maker:
             groups.setdefault((making.sense, making.steps, lead.beside is not None), []).append(lead)
         for (sense, steps, _), members in groups.items():
             heads: Any = self._model.unit_heads[sense]
-            for block in _blocks(members):
+            for block in (members[start : start + self._block] for start in range(0, len(members), self._block)):
                 over = self._over(block, heads)
                 made += [Made(one, None, "stop") for one, ends in zip(block, over) if ends]
                 going = [one for one, ends in zip(block, over) if not ends]
@@ -150,10 +152,6 @@ class Maker:
 
     def _filled(self, rows: Tensor) -> Tensor:
         """A block of rows on the model's device."""
-        whole = torch.cat([rows, rows[:1].expand(ROWS - len(rows), *rows.shape[1:])])
+        whole = torch.cat([rows, rows[:1].expand(self._block - len(rows), *rows.shape[1:])])
         return whole.to(self._model.head.device)
 
-
-def _blocks(members: Sequence[Running]) -> Iterator[Sequence[Running]]:
-    for start in range(0, len(members), ROWS):
-        yield members[start : start + ROWS]
