@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from bedplate.adapt.base import Base
-from bedplate.core.errors import BedplateError, ConfigError, DataError
+from bedplate.core.errors import ConfigError, DataError
 from bedplate.core.generation import Finish, Sampling
 from bedplate.data.chat import ChatTemplate
 from bedplate.data.tokenizer import Encoder
@@ -73,12 +73,12 @@ class Generation:
         path = folder / "tokenizer.json"
         if not path.exists():
             raise DataError(f"{folder} has no tokenizer.json", "train the model on a corpus, which brings its tokenizer along")
+        written = path.read_text(encoding="utf-8")
         try:
-            return cls(model, path.read_text(encoding="utf-8"), settings)
-        except BedplateError:
-            raise
+            Encoder(written)
         except Exception as error:  # `tokenizers` raises plain Exceptions on damage
             raise DataError(f"{path} is not a tokenizer: {error}", "restore the model folder from a copy") from error
+        return cls(model, written, settings)
 
     @property
     def model(self) -> FoundationModel:
