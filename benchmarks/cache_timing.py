@@ -59,6 +59,9 @@ class Clock:
         self.over.set()
         return False
 
+    def unit(self, unit: Any) -> None:
+        """No units were asked for."""
+
     def state(self, state: Any) -> None:
         """No states were asked for."""
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import nn
 
+from bedplate.infer.engine_settings import EngineSettings
 from bedplate.infer.generate import Generation
 from bedplate.modality import audio
 from benchmarks import things
@@ -70,6 +72,21 @@ def as_input(values: list[np.ndarray], sense: str) -> torch.Tensor:
     return torch.from_numpy((np.stack(filled)[:, None] + 4) / 3)
 
 
+def make(model: Path, sense: str, caption: str, guidance: float, precision: Literal["float32", "int8"]) -> list[np.ndarray]:
+    """EACH of every digit, as the judge looks at them: pictures, or log-mel frames of what was made audible."""
+    values: list[np.ndarray] = []
+    with Generation.load(model, EngineSettings(precision=precision, device="cpu")) as made:
+        spec = made.model.config.senses.audio
+        for digit, word in enumerate(things.WORDS):
+            prompt = caption.format(word)
+            if sense == "image":
+                values += made.image(prompt, n=EACH, guidance=guidance, seed=digit)
+            else:
+                assert spec is not None
+                values += [audio.log_mel(sound, spec) for sound in made.audio(prompt, n=EACH, most_s=1.2, guidance=guidance, seed=digit)]
+    return values
+
+
 def measure(name: str, budget: str, size: str, threads: int, guidance: float, folder: Path) -> None:
     """Train, make, judge, record."""
     what = {"mnist10k": things.digits, "fsdd": things.spoken_digits}[name]()
@@ -78,16 +95,7 @@ def measure(name: str, budget: str, size: str, threads: int, guidance: float, fo
     run = folder / f"run-{size}-{budget}"
     _, chosen = run_training(corpus.folder, run, [*settings, "health.max_epochs=1000", "data.packing.caption_first=1", "data.packing.known_share=0"])
     torch.set_num_threads(threads)
-    made = Generation.load(run / "model")
-    spec = made.model.config.senses.audio
-    values: list[np.ndarray] = []
-    for digit, word in enumerate(things.WORDS):
-        prompt = CAPTIONS[name].format(word)
-        if what.sense == "image":
-            values += made.image(prompt, n=EACH, guidance=guidance, seed=digit)
-        else:  # judged as it sounds: made audible, then heard again
-            assert spec is not None
-            values += [audio.log_mel(sound, spec) for sound in made.audio(prompt, n=EACH, most_s=1.2, guidance=guidance, seed=digit)]
+    values = {precision: make(run / "model", what.sense, CAPTIONS[name], guidance, precision) for precision in ("float32", "int8")}
     asked = torch.arange(10).repeat_interleave(EACH)
     real, labels = things.documents(what, corpus.specs, test=False)
     held_out, held_out_labels = things.documents(what, corpus.specs, test=True)
@@ -98,11 +106,12 @@ def measure(name: str, budget: str, size: str, threads: int, guidance: float, fo
             "size": size,
             "training": f"{budget}, {chosen.get('run.steps')} steps, with captions",
             "guidance": guidance,
-            "made": len(values),
+            "made": len(values["float32"]),
             "threads": threads,
         },
         metrics={
-            "recognised": ([right(judge, as_input(values, what.sense), asked)], "%"),
+            "recognised": ([right(judge, as_input(values["float32"], what.sense), asked)], "%"),
+            "recognised_int8": ([right(judge, as_input(values["int8"], what.sense), asked)], "%"),
             "judge_on_real": ([right(judge, as_input([d[0].value for d in held_out], what.sense), torch.from_numpy(held_out_labels))], "%"),
         },
     )

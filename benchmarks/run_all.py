@@ -12,7 +12,7 @@ import time
 CASES: tuple[str, ...] = (
     "corpus_build", "pretrain_speed", "lora_speed", "time_to_quality", "label_efficiency", "adaptation_pays", "generation", "agreement",
     "open_weights_scores", "attack_techniques", "serving_peers", "decode_bandwidth", "adapters_in_batch", "prompt_lookup", "serve_trust",
-    "gateway_load", "cache_timing", "gpu_small",
+    "gateway_load", "making_speed", "cache_timing", "gpu_small",
 )  # fmt: skip
 
 

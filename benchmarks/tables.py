@@ -46,6 +46,8 @@ HEADLINES: tuple[tuple[str, str, str], ...] = (
     ("adapters_in_batch", "speed_ratio_vs_peft_switching", "the same against `peft` that switches adapters (reported)"),
     ("prompt_lookup", "decode_speed_ratio_guessed_to_plain", "guesses from the prompt on summaries, same answers (reported)"),
     ("gateway_overhead", "overhead", "what the gateway adds to the engine's time at 32 streams (aim ≤ 5%)"),
+    ("making_speed", "pictures_ratio_int8", "eight guided pictures at once through the engine, against one after the other (reported)"),
+    ("making_speed", "sound_ratio_int8", "the same for sounds (reported)"),
     ("cache_timing", "auc_between_tenants", "telling from the time to the first token whether another tenant asked before, AUC (aim 0.5 ± 0.05)"),
     ("cache_timing", "auc_within_a_tenant", "the same attack within one tenant, where it must succeed (aim ≥ 0.8)"),
     ("gpu_small", "tokens_per_s", "125M text model on one GPU (aim ≥ 400k tokens/s on an H100)"),

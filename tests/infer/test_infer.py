@@ -14,12 +14,12 @@ from bedplate.infer.draw import LIKELY, draw
 from bedplate.infer.embed import embed
 from bedplate.infer.generate import Generation
 from bedplate.infer.sampler import sampler
-from bedplate.infer.stream import Stream
 from bedplate.modality import image
 from bedplate.modality.senses import HANDLERS
 from bedplate.model.batch import to_torch
 from bedplate.testing.corpora import tiny_corpus, tiny_specs
 from bedplate.testing.models import tiny_model
+from bedplate.testing.stream import Stream
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,8 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def made(corpus):
-    return Generation(tiny_model(senses=tiny_specs(), random=True), (corpus.folder / "tokenizer.json").read_text())
+    with Generation(tiny_model(senses=tiny_specs(), random=True), (corpus.folder / "tokenizer.json").read_text()) as opened:
+        yield opened
 
 
 def test_text_repeats_with_its_seed_and_varies_without(made):
@@ -85,8 +86,8 @@ def test_what_makes_nothing_is_refused_with_what_would_do(made):
     for call, says in [
         (lambda: made.text("a", temperature=-1.0), "likeliest"),
         (lambda: made.text("a", temperature=float("nan")), "likeliest"),
-        (lambda: made.text("a", top_p=0.0), "every token"),
-        (lambda: made.text("a", top_k=-1), "every token"),
+        (lambda: made.text("a", top_p=0.0), "all tokens"),
+        (lambda: made.text("a", top_k=-1), "all tokens"),
         (lambda: made.text("a", n=0), "1 or more"),
         (lambda: made.text("a", most_tokens=0), "1 or more"),
         (lambda: made.image("a", n=-2), "1 or more"),
@@ -177,7 +178,7 @@ def test_known_patches_are_seen_as_in_training(made, corpus):
     """Known patches read by a stream give the state that the training batch gives, where the first k see each other both ways."""
     model, k = made.model, 5
     pixels = np.random.default_rng(0).integers(0, 256, (28, 28, 1), dtype=np.uint8)
-    caption = made.encoder.encode("a disc")
+    caption = made.base.encoder.encode("a disc")
     segments = [StoredSegment("text", caption), StoredSegment("image", pixels)]
     positions = assemble(segments, model.config.senses, made.special, np.random.default_rng(0), PackingSettings(caption_first=1, caption_drop=0, known_share=0))
     first = int((positions.sense == 1).argmax())
@@ -200,13 +201,13 @@ def test_vectors_for_any_sense(made, tmp_path):
     (tmp_path / "a.txt").write_text("the quiet river")
     (tmp_path / "b.png").write_bytes(image.encode(np.random.default_rng(0).integers(0, 256, (28, 28, 1), dtype=np.uint8)))
     (tmp_path / "bad.png").write_bytes(b"no picture")
-    found = embed(made, [str(tmp_path)])
+    found = embed(made.base, [str(tmp_path)])
     assert found.senses == ["text", "image"] and found.vectors.shape == (2, 32) and np.isfinite(found.vectors).all()
     assert found.skipped[0][1] == "damaged file"
-    alone = embed(made, [str(tmp_path / "a.txt")])
+    alone = embed(made.base, [str(tmp_path / "a.txt")])
     np.testing.assert_allclose(alone.vectors[0], found.vectors[0], rtol=1e-4, atol=1e-5)
     with pytest.raises(DataError, match="damaged"):
-        embed(made, [str(tmp_path / "bad.png")])
+        embed(made.base, [str(tmp_path / "bad.png")])
 
 
 def test_samples_along_a_run_have_every_sense(made, corpus, tmp_path):

@@ -8,6 +8,7 @@ from bedplate.infer.engine_settings import EngineSettings
 from bedplate.infer.native import Native
 from bedplate.testing.bases import tiny_base
 from bedplate.testing.contracts import GeneratorContract
+from bedplate.testing.corpora import tiny_specs
 from bedplate.testing.slow_engine import SlowEngine
 
 
@@ -21,7 +22,7 @@ class Contract(GeneratorContract):
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    return Base.load(tiny_base(tmp_path_factory.mktemp("base")))
+    return Base.load(tiny_base(tmp_path_factory.mktemp("base"), tiny_specs()))
 
 
 class TestSlowEngine(Contract):
@@ -39,6 +40,8 @@ class TestEngine(Contract):
 
 
 class TestEngineInTorch(Contract):
+    lacks = frozenset({"bits"})  # torch adds up in another order where a step has other rows
+
     @pytest.fixture(scope="class")
     def make(self, base):
         return lambda: Native(Engine(base, EngineSettings(backend="torch", device="cpu", threads=1, cache_bytes=2**26)))

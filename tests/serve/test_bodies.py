@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bedplate.serve import schemas
+from bedplate.serve import schemas, schemas_made
 from bedplate.serve.gateway import Gateway, create_app
 from bedplate.serve.settings import ServeSettings
 from bedplate.testing.generators import FakeGenerator
@@ -18,7 +18,11 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(string.ascii_lowercase + "_", max_size=12), inner, max_size=4),
     max_leaves=12,
 )
-PATHS = {"/v1/chat/completions": schemas.ChatBody, "/v1/completions": schemas.CompletionBody, "/v1/embeddings": schemas.EmbeddingBody, "/v1/classify": schemas.ClassifyBody}
+PATHS = {
+    "/v1/chat/completions": schemas.ChatBody, "/v1/completions": schemas.CompletionBody, "/v1/embeddings": schemas.EmbeddingBody,
+    "/v1/classify": schemas.ClassifyBody, "/v1/images/generations": schemas_made.ImageBody, "/v1/audio/speech": schemas_made.SpeechBody,
+    "/v1/forecasts": schemas_made.ForecastBody,
+}  # fmt: skip
 
 
 class Inside:

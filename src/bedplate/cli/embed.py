@@ -20,14 +20,14 @@ def embed(model: ModelFolder, files: list[str], *, out: Path | None = None, laye
     """
     import numpy as np
 
+    from bedplate.adapt.base import Base
     from bedplate.core.errors import ConfigError
     from bedplate.core.files import write_bytes
     from bedplate.infer.embed import embed as embed_files
-    from bedplate.infer.generate import Generation
 
     if out is not None and out.suffix not in (".npy", ".csv", ".jsonl"):
         raise ConfigError(f"{out} is of no known kind", "end its name in .npy, .csv or .jsonl")
-    made = embed_files(Generation.load(model), files, layers)
+    made = embed_files(Base.load(model), files, layers)
     if out is not None:
         if out.suffix == ".npy":
             buffer = io.BytesIO()

@@ -55,32 +55,32 @@ def generate(
 
     if fill and "<FILL>" not in fill:
         raise ConfigError("--fill has no <FILL>", 'write --fill "before<FILL>after"')
-    made = Generation.load(model)
-    if fill:
-        before, _, after = fill.partition("<FILL>")
-        _text(made.fill_in(before, after, n, most_tokens, temperature, top_k, top_p, seed), before, after, out, console)
-    elif series is not None or sense == "series":
-        if series is None:
-            raise ConfigError("a forecast needs the past", "give it with --series FILE.csv")
-        _forecast(made, series, points, seed, out, console)
-    elif complete is not None or sense == "image":
-        from bedplate.modality import image
+    with Generation.load(model) as made:
+        if fill:
+            before, _, after = fill.partition("<FILL>")
+            _text(made.fill_in(before, after, n, most_tokens, temperature, top_k, top_p, seed), before, after, out, console)
+        elif series is not None or sense == "series":
+            if series is None:
+                raise ConfigError("a forecast needs the past", "give it with --series FILE.csv")
+            _forecast(made, series, points, seed, out, console)
+        elif complete is not None or sense == "image":
+            from bedplate.modality import image
 
-        given = image.decode(complete.read_bytes(), made.model.config.senses.image or _missing("image")) if complete is not None else None
-        pictures = made.image(prompt, n, guidance, seed, known=given, known_share=known)
-        _files([image.encode(p) for p in pictures], out or Path("made-image.png"), prompt, console)
-    elif sense == "audio":
-        from bedplate.modality import audio
+            given = image.decode(complete.read_bytes(), made.model.config.senses.image or _missing("image")) if complete is not None else None
+            pictures = made.image(prompt, n, guidance, seed, known=given, known_share=known)
+            _files([image.encode(p) for p in pictures], out or Path("made-image.png"), prompt, console)
+        elif sense == "audio":
+            from bedplate.modality import audio
 
-        sounds = made.audio(prompt, n, seconds, guidance, seed)
-        rate = (made.model.config.senses.audio or _missing("audio")).sample_rate
-        _files([audio.encode(s, rate) for s in sounds], out or Path("made-audio.wav"), prompt, console)
-    elif sense == "video":
-        from bedplate.modality import video
+            sounds = made.audio(prompt, n, seconds, guidance, seed)
+            rate = (made.model.config.senses.audio or _missing("audio")).sample_rate
+            _files([audio.encode(s, rate) for s in sounds], out or Path("made-audio.wav"), prompt, console)
+        elif sense == "video":
+            from bedplate.modality import video
 
-        _files([video.encode(clip) for clip in made.video(prompt, n, guidance=guidance, seed=seed)], out or Path("made-video.gif"), prompt, console)
-    else:
-        _text(made.text(prompt, n, most_tokens, temperature, top_k, top_p, seed), prompt, "", out, console)
+            _files([video.encode(clip) for clip in made.video(prompt, n, guidance=guidance, seed=seed)], out or Path("made-video.gif"), prompt, console)
+        else:
+            _text(made.text(prompt, n, most_tokens, temperature, top_k, top_p, seed), prompt, "", out, console)
 
 
 def _missing(sense: str) -> Any:

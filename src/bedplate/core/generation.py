@@ -17,20 +17,22 @@ from bedplate.core.errors import BedplateError, ConfigError
 if TYPE_CHECKING:
     from bedplate.core.contracts import Generator
 
-Want = Literal["text", "vector", "label"]
-"""What is asked for: words, a vector of what was read, or what a classifying worker says of it."""
+Want = Literal["text", "vector", "label", "image", "audio", "video", "series"]
+"""What is asked for: words, a vector of what was read, what a classifying worker says of it; or a thing of another sense, made from a caption."""
+THINGS: tuple[Want, ...] = ("image", "audio", "video", "series")
+"""What is made: a picture, a sound, a clip, a forecast."""
 Finish = Literal["stop", "length", "tool_calls", "cancelled", "deadline", "guard", "error"]
 """Why an answer ended."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """A stretch of a turn: text, or the bytes of a picture, a sound or a table of numbers."""
+    """A stretch of a turn: text, or the bytes of a picture, a sound, a clip or a table of numbers. What is made is one, too."""
 
-    sense: Literal["text", "image", "audio", "series"]
+    sense: Literal["text", "image", "audio", "video", "series"]
     text: str = ""
     data: bytes = b""
-    """An image, audio or CSV file, where the sense is not text."""
+    """An image, audio, video or CSV file, where the sense is not text. Made ones are PNG, WAV, GIF, and CSV with the columns median, low and high."""
 
 
 class ToolCall(NamedTuple):
@@ -145,6 +147,30 @@ class Sampling:
 
 
 @dataclass(frozen=True)
+class Make:
+    """How a thing is made, where `Ask.want` is one; each sense looks at what concerns it. Seed and n stand in `Sampling`."""
+
+    guidance: float | None = None
+    """1 follows the caption, 1.5 to 3 insists on it; None: what is usual for the sense."""
+    steps: int = 20
+    """From noise to a unit."""
+    known: bytes = b""
+    """A picture whose first part is kept; the CSV table of a series' past, whose last column counts."""
+    known_share: float = 0.5
+    """Of a known picture."""
+    side: tuple[int, int] | None = None
+    """(height, width) of a picture in pixels; None: as large as the model learned."""
+    frames: int = 8
+    """Of a clip."""
+    most_s: float = 3.0
+    """Longest sound; it may end earlier."""
+    points: int = 64
+    """Of a forecast."""
+    paths: int = 16
+    """That a forecast is drawn from."""
+
+
+@dataclass(frozen=True)
 class Ask:
     """One question to a generator."""
 
@@ -160,6 +186,8 @@ class Ask:
     form: Form | None = None
     sampling: Sampling = field(default_factory=Sampling)
     want: Want = "text"
+    make: Make = field(default_factory=Make)
+    """Where a thing is wanted; its caption, or the name of the series, is the prompt."""
     tenant: str = ""
     """Who asks: turns are shared out between tenants, and nothing that is cached crosses them."""
     policy: str = ""
@@ -177,6 +205,8 @@ class Ask:
             raise ConfigError("a conversation cannot be said again", "echo goes with a prompt")
         if bool(self.turns) == (self.prompt is not None):
             raise ConfigError("a conversation and a prompt were both given" if self.turns else "nothing was asked", "give turns or a prompt")
+        if self.want in THINGS and (not isinstance(self.prompt, str) or self.echo or self.form is not None or self.tools):
+            raise ConfigError(f"{self.want} is made from a caption alone", "give it as prompt, a text, without tools, form and echo")
 
 
 class Usage(NamedTuple):
@@ -216,7 +246,7 @@ class Label(NamedTuple):
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of an answer. The last one of each choice says why it ended; the last of all, what it cost."""
+    """A stretch of an answer, or a thing that was made. The last one of each choice says why it ended; the last of all, what it cost."""
 
     choice: int = 0
     """Number of the answer, where several were asked."""
@@ -229,6 +259,8 @@ class Piece:
     """Of all choices together; on the very last piece."""
     vector: tuple[float, ...] | None = None
     label: Label | None = None
+    part: Part | None = None
+    """What was made, whole."""
     error: BedplateError | None = None
     """Where finish is "error"."""
 
@@ -251,6 +283,9 @@ class WorkerCard:
     context_tokens: int
     """Longest question and answer together."""
     senses: tuple[str, ...] = ("text",)
+    """What it reads."""
+    makes: tuple[str, ...] = ()
+    """Senses of the things that it makes, beside what its task says."""
 
 
 @dataclass(frozen=True)

@@ -34,8 +34,8 @@ def assemble(portions: Sequence[Portion], table_of_tokens: Float[np.ndarray, "v 
         if len(running.drafted) and end > known:
             ids = np.concatenate([ids, running.drafted[: end - known]])
         x[here] = table_of_tokens[ids]
-        if running.embedded is not None and start < running.asked:
-            part = running.embedded[start : min(end, running.asked)]
+        if running.embedded is not None:
+            part = running.embedded[start:end]
             x[at : at + len(part)] = part
         sequence[here] = number
         places = np.arange(start, end, dtype=np.int32)

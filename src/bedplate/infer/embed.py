@@ -8,12 +8,12 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from bedplate.adapt.base import Base
 from bedplate.adapt.features import features
 from bedplate.core.errors import DataError
 from bedplate.data.corpus_format import StoredSegment
 from bedplate.data.document import Document
 from bedplate.data.sources import SourceSettings, read
-from bedplate.infer.generate import Generation
 
 
 class Embedded(NamedTuple):
@@ -28,11 +28,11 @@ class Embedded(NamedTuple):
     """(name, reason) of what could not be read."""
 
 
-def embed(generation: Generation, sources: Sequence[str], layers: int | None = None) -> Embedded:
+def embed(base: Base, sources: Sequence[str], layers: int | None = None) -> Embedded:
     """One vector for every document in some files.
 
     Args:
-        generation: the model with its tokenizer.
+        base: the model with its tokenizer.
         sources: files, folders, archives or globs.
         layers: how many of the last layers are averaged; None: the upper half.
     Raises:
@@ -42,21 +42,21 @@ def embed(generation: Generation, sources: Sequence[str], layers: int | None = N
     senses: list[str] = []
     documents: list[Sequence[StoredSegment]] = []
     skipped: list[tuple[str, str]] = []
-    for found in read(sources, SourceSettings(), generation.model.config.senses):
+    for found in read(sources, SourceSettings(), base.model.config.senses):
         name = " ".join(part for part in (found.origin.source, found.origin.member) if part)
         if isinstance(found, Document):
             names.append(name)
             senses.append(found.component)
-            documents.append([_stored(generation, segment.sense, segment.value) for segment in found.segments])
+            documents.append([_stored(base, segment.sense, segment.value) for segment in found.segments])
         else:
             skipped.append((name, found.reason))
     if not documents:
         reason = f"{skipped[0][0]}: {skipped[0][1]}" if skipped else "the folder is empty"
         raise DataError("there is nothing to embed", reason)
-    return Embedded(names, senses, features(generation.model, documents, layers), skipped)
+    return Embedded(names, senses, features(base.model, documents, layers), skipped)
 
 
-def _stored(generation: Generation, sense: str, value: str | np.ndarray) -> StoredSegment:
+def _stored(base: Base, sense: str, value: str | np.ndarray) -> StoredSegment:
     if isinstance(value, str):
-        return StoredSegment("text", generation.encoder.encode(value))
+        return StoredSegment("text", base.encoder.encode(value))
     return StoredSegment(sense, value)  # type: ignore[arg-type]

@@ -20,16 +20,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from bedplate.adapt.base import Base
 from bedplate.adapt.encode import collate
-from bedplate.core.errors import BedplateError, ConfigError, ResourceError, StateError
+from bedplate.core.errors import BedplateError, ResourceError, StateError
 from bedplate.core.generation import Finish, Load
 from bedplate.infer.adapter_memory import AdapterMemory
 from bedplate.infer.adapters import Adapters, Registered
 from bedplate.infer.assemble import alike, assemble
+from bedplate.infer.checks import check
 from bedplate.infer.engine_settings import EngineSettings, open_runner
+from bedplate.infer.maker import Made, Maker, Silent, beside
 from bedplate.infer.pages import Pages
 from bedplate.infer.request import Drawn, Listener, Request
 from bedplate.infer.saying import Saying, read
@@ -78,6 +80,7 @@ class Engine:
         self._numbers = 0
         self._counters: Counter[str] = Counter()
         self._saying = Saying(set(base.model.config.special_ids.values()), self.settings.drafts, self._counters)
+        self._maker = Maker(base.model)
         self._rate: deque[tuple[float, int]] = deque()
         self._arrived: deque[Running] = deque()
         self._wake = threading.Condition()
@@ -96,23 +99,13 @@ class Engine:
             StateError: the engine is closed.
         """
         adapter = self._adapters.find(request.adapter) if request.adapter else None
-        asked = len(request.positions)
-        wanted = 0 if request.layers is not None else request.sampling.max_tokens
-        if asked == 0:
-            raise ConfigError("nothing was asked", "a request has at least one position")
-        tokens, layers, config = request.positions.tokens, request.layers, self.base.model.config
-        if tokens.min() < 0 or tokens.max() >= config.vocab_size:
-            raise ConfigError(f"there is no token {tokens.min() if tokens.min() < 0 else tokens.max()}", f"tokens are 0 to {config.vocab_size - 1}")
-        if layers is not None and not 0 <= layers <= config.num_hidden_layers:
-            raise ConfigError(f"the mean of {layers} layers was asked for", f"the model has {config.num_hidden_layers}; 0 is the state after the last norm")
-        if asked + wanted > self.context:
-            hint = f"ask for at most {max(0, self.context - asked)} tokens"
-            raise ConfigError(f"{asked} positions are asked and {wanted} tokens wanted, which is more than {self.context}", hint)
-        if (longest := _longest_block(request.positions.block)) > self.shape.block:
-            raise ConfigError(f"{longest} positions see each other both ways", f"at most {self.shape.block}, the model's largest picture")
-        embedded = self._embed(request) if request.positions.units else None
-        drafting = self.settings.drafts > 0 and request.layers is None
+        check(request, self.base.model.config, self.context, self.shape)
+        embedded = self._embed(request) if request.positions.units or request.making is not None else None
+        drafting = self.settings.drafts > 0 and request.layers is None and request.making is None
         running = Running(request, listener, adapter, embedded, drafting)
+        if (without := beside(request)) is not None:
+            running.beside = Running(without, Silent(), adapter, self._embed(without), False)
+            running.beside.lead = running
         with self._wake:
             if self._over:
                 raise StateError("the engine is closed", "open another")
@@ -122,7 +115,8 @@ class Engine:
                 hint = f"try again in about {max(1, round(waiting * 100 / rate))} s" if rate else "try again in a few seconds"
                 raise ResourceError(f"{waiting} requests wait already", hint)
             self._numbers += 1
-            running.number = self._numbers
+            for part in running.together:
+                part.number = self._numbers
             self._arrived.append(running)
             self._wake.notify()
         return Handle(self, running)
@@ -145,7 +139,8 @@ class Engine:
         scheduler = self._scheduler
         counters = {**self._counters, "preemptions": scheduler.preemptions, "adapters_in_memory": len(self._memory.hot)}
         used = scheduler.pages.held / scheduler.pages.count
-        return Load(len(scheduler.running), scheduler.waiting + len(self._arrived), used, self._tokens_per_s(), counters)
+        running = sum(one.lead is one for one in scheduler.running)
+        return Load(running, scheduler.waiting + len(self._arrived), used, self._tokens_per_s(), counters)
 
     def close(self) -> None:
         """Cancel what is under way and end the thread."""
@@ -290,8 +285,10 @@ class Engine:
             at += count
         self._answer(drawing, states.last)
 
-    def _answer(self, drawing: Sequence[tuple[Running, int]], states: Float[np.ndarray, "n d"]) -> None:
+    def _answer(self, drawing: list[tuple[Running, int]], states: Float[np.ndarray, "n d"]) -> None:
         """Draw what follows, and tell."""
+        made, drawing = self._maker.advance(drawing, states)
+        self._made(made)
         rows: list[int] = []
         asking: list[tuple[Running, int, int]] = []  # a request, its first row of logits, and how many
         for running, row in drawing:
@@ -322,6 +319,22 @@ class Engine:
             except Exception as error:  # such as a constraint's: its request's own affair
                 _log.exception("a request failed")
                 self._fail(running, error)
+        self._counted(said)
+
+    def _made(self, made: Sequence[Made]) -> None:
+        """Tell of units."""
+        for running, unit, finish, error in made:
+            if error is not None:
+                self._fail(running, error)
+            if unit is not None:
+                with _survives():
+                    running.listener.unit(unit)
+            if finish is not None:
+                self._end(running, (), finish)
+        self._counted(sum(one.unit is not None for one in made))
+
+    def _counted(self, said: int) -> None:
+        """So many tokens or units more."""
         self._counters["completion_tokens"] += said
         self._rate.append((time.monotonic(), said))
         while self._rate and self._rate[0][0] < time.monotonic() - LOOK_BACK_S:
@@ -362,19 +375,13 @@ class Engine:
         return enough
 
     def _fail(self, running: Running, error: Exception) -> None:
+        running = running.lead
         if all(one is not running for one in self._scheduler.all()):
             return  # it has ended, and its listener knows
         self._scheduler.remove(running)
         told = error if isinstance(error, BedplateError) else BedplateError(f"a step failed: {error}", "the engine's log has the trace")
         with _survives():
             running.listener.failed(told)
-
-
-def _longest_block(block: Int[np.ndarray, "t"]) -> int:
-    """Positions of the longest stretch that sees itself both ways."""
-    edges = np.flatnonzero(np.diff(block, prepend=-1, append=-1))
-    inside = block[edges[:-1]] > 0
-    return int(np.diff(edges)[inside].max(initial=0))
 
 
 @contextlib.contextmanager

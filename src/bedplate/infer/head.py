@@ -42,6 +42,9 @@ class Head:
             self.deliver(Piece(finish=finish, usage=Usage(len(self.positions), self.cached, 0)))
         return finish is not None
 
+    def unit(self, unit: Float[np.ndarray, "p"]) -> None:
+        raise AssertionError("units were not asked for")
+
     def state(self, state: Float[np.ndarray, "t d"]) -> None:
         pooled = pool(torch.from_numpy(np.ascontiguousarray(state))[None], torch.from_numpy(self.positions.sense)[None])
         usage = Usage(len(self.positions), self.cached, 0)

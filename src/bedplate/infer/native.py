@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -25,8 +26,8 @@ from bedplate.adapt.tasks.classify import Classify
 from bedplate.adapt.tasks.embed import Embed
 from bedplate.adapt.tasks.generate import Generate
 from bedplate.core.errors import BedplateError, ConfigError, StateError, did_you_mean
-from bedplate.core.generation import Alternative, Ask, Deliver, Finish, Load, Piece, Ticket, TokenLogprob, ToolCall, Usage, WorkerCard
-from bedplate.infer import tools
+from bedplate.core.generation import THINGS, Alternative, Ask, Deliver, Finish, Load, Piece, Ticket, TokenLogprob, ToolCall, Usage, WorkerCard
+from bedplate.infer import things, tools
 from bedplate.infer.adapters import Registered
 from bedplate.infer.engine import Engine
 from bedplate.infer.failure import as_told
@@ -34,6 +35,7 @@ from bedplate.infer.grammar import Bridge
 from bedplate.infer.head import Head
 from bedplate.infer.reading import Question, ends_of, read
 from bedplate.infer.request import Drawn, Listener, Request
+from bedplate.infer.seeds import seed_of
 from bedplate.infer.words import Said, Words, decoder
 
 
@@ -83,11 +85,15 @@ class Native:
         self._bridge = Bridge(engine.base.encoder, engine.base.model.config.vocab_size)
         self._bridge.begin(ends_of(engine.base, None))  # the first form that is asked for finds it done
         self._closed = False
+        self._finishing = ThreadPoolExecutor(1, "bedplate things")
 
     def submit(self, ask: Ask, deliver: Deliver) -> Ticket:
         if self._closed:
             raise StateError("the generator is closed", "open another")
         task = self._task(ask)
+        if ask.want in THINGS:
+            self._check_choices(ask)
+            return things.begin(self._engine, ask, deliver, self._finishing)
         question = read(self._engine.base, task, ask)
         self._check(ask, question)
         deadline = None if ask.deadline_s is None else time.monotonic() + ask.deadline_s
@@ -102,7 +108,7 @@ class Native:
         requests = []
         for choice in range(ask.sampling.n):
             constraint = self._bridge.constraint(form, request.ends) if form is not None else None
-            sampling = replace(ask.sampling, seed=(ask.sampling.seed + choice * SEED_STEP) % 2**63, n=1)
+            sampling = replace(ask.sampling, seed=seed_of(ask.sampling.seed, choice), n=1)
             asked = ask.sampling.logprobs if ask.echo else None
             requests.append(replace(request, sampling=sampling, constraint=constraint, prompt_logprobs=asked))
         try:
@@ -147,9 +153,12 @@ class Native:
         senses = ("text", *base.model.config.senses.present())
         digests = {"model": base.digest} if registered is None else {"model": base.digest, "adapter": registered.digest}
         does = "generate" if registered is None or isinstance(registered.task, Generate) else registered.task.name
-        return WorkerCard(name, does, digests, self._engine.context, senses)
+        return WorkerCard(name, does, digests, self._engine.context, senses, senses[1:] if does == "generate" else ())
 
     def count(self, ask: Ask) -> int:
+        if ask.want in THINGS:
+            self._task(ask)
+            return len(things.plan_of(self._engine.base, self._engine.context, ask).positions)
         return len(read(self._engine.base, self._task(ask), ask).positions)
 
     def load(self) -> Load:
@@ -158,6 +167,7 @@ class Native:
     def close(self) -> None:
         self._closed = True
         self._engine.close()
+        self._finishing.shutdown()
 
     def _task(self, ask: Ask) -> Task | None:
         """The worker's task; None for the base."""
@@ -169,7 +179,7 @@ class Native:
         else:
             task = None
         generates = task is None or isinstance(task, Generate)
-        if ask.want == "text" and not generates:
+        if ask.want in ("text", *THINGS) and not generates:
             raise ConfigError(f"the worker {ask.worker!r} does not generate: its task is {task.name if task else ''}", "ask for its label or vector")
         if ask.want == "label" and not isinstance(task, Classify):
             raise ConfigError(f"{ask.worker or 'the base'!r} does not classify", _those(self._engine.adapters, Classify))
@@ -183,15 +193,15 @@ class Native:
         if length + wanted > held:
             fits = f"at most {held - length} tokens of an answer fit behind it" if length < held else f"the model holds {held} positions"
             raise ConfigError(f"the question takes {length} positions and its answer {wanted}", fits)
-        if ask.sampling.n > self._most_choices:
-            raise ConfigError(f"n = {ask.sampling.n} answers are too many at once", f"at most {self._most_choices}")
+        self._check_choices(ask)
         vocabulary = self._engine.base.model.config.vocab_size
         if unknown := [token for token in ask.sampling.logit_bias if not 0 <= token < vocabulary]:
             raise ConfigError(f"logit_bias names token {unknown[0]}", f"tokens go from 0 to {vocabulary - 1}")
 
-
-SEED_STEP = 0x9E3779B9
-"""Between the seeds of a question's answers: no small number, as people count their own seeds by one."""
+    def _check_choices(self, ask: Ask) -> None:
+        for name, number in (("n", ask.sampling.n), *([("paths", ask.make.paths)] if ask.want == "series" else [])):
+            if number > self._most_choices:
+                raise ConfigError(f"{name} = {number} answers are too many at once", f"at most {self._most_choices}")
 
 
 @dataclass
@@ -244,6 +254,9 @@ class _Choice:
         said = Said("".join(part.text for part in parts), tuple(number for part in parts for number in part.logprobs))
         self._deliver(said, finish)
         return stopped
+
+    def unit(self, unit: Float[np.ndarray, "p"]) -> None:
+        raise AssertionError("units were not asked for")
 
     def state(self, state: Float[np.ndarray, "t d"]) -> None:
         raise AssertionError("states were not asked for")

@@ -22,7 +22,7 @@ from bedplate.core.errors import BedplateError, ConfigError, DataError
 from bedplate.core.generation import Ask, Part, Turn
 from bedplate.data.chat import Message
 from bedplate.data.document import Segment
-from bedplate.modality import audio, image
+from bedplate.modality import audio, image, video
 from bedplate.modality.sequence import Sequence as Positions
 
 MOST_BYTES = 64 * 1024**2
@@ -132,10 +132,12 @@ def _segment(base: Base, part: Part) -> Segment:
         return Segment("image", image.decode(part.data, spec))
     if part.sense == "audio":
         return Segment("audio", audio.decode(part.data, spec))
-    return Segment("series", _numbers(part.data)[-spec.max_points :])
+    if part.sense == "video":
+        return Segment("video", video.decode(part.data, spec))
+    return Segment("series", numbers(part.data)[-spec.max_points :])
 
 
-def _numbers(data: bytes) -> np.ndarray:
+def numbers(data: bytes) -> np.ndarray:
     """The last column of a CSV table, which may begin with a header."""
     try:
         rows = [row for row in csv.reader(io.StringIO(data.decode("utf-8"), newline="")) if row]

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 
 from bedplate.core.generation import Finish, Sampling
 from bedplate.modality.sequence import Sequence as Positions
+from bedplate.modality.specs import ContinuousSense
 
 
 class Constraint(Protocol):
@@ -60,6 +61,10 @@ class Listener(Protocol):
         """Tokens of one step; the token that ends an answer is not among them. True: enough, the request ends (finish "stop" is not told again)."""
         ...
 
+    def unit(self, unit: Float[np.ndarray, "p"]) -> None:
+        """One more unit of what is made, where `making` asks for it. `heard` tells of the end."""
+        ...
+
     def state(self, state: Float[np.ndarray, "t d"]) -> None:
         """What a request for states asked for. It is the last that is heard."""
         ...
@@ -70,8 +75,27 @@ class Listener(Protocol):
 
 
 @dataclass(frozen=True)
+class Making:
+    """Units of a sense that are wanted in place of tokens."""
+
+    sense: ContinuousSense
+    grid: Int[np.ndarray, "n 3"]
+    """(frame, row, column) of each unit that is wanted, in order. Units that are known stand among the positions of the request."""
+    seed: int = 0
+    """Of the noise; equal seeds make equal things."""
+    steps: int = 20
+    """Euler steps a unit."""
+    guidance: float = 1.0
+    """1 follows what stands before; more exaggerates what it changes against `without`."""
+    without: Positions | None = None
+    """The same beginning without the caption; None: there is no guidance. Read side by side with the request: the two advance in lockstep."""
+    may_end: bool = False
+    """Whether the model says when it is over, as with sounds; else every place gets its unit."""
+
+
+@dataclass(frozen=True)
 class Request:
-    """One sequence to be read and, where tokens are wanted, continued."""
+    """One sequence to be read and, where tokens or units are wanted, continued."""
 
     positions: Positions
     """What stands before, any sense."""
@@ -91,3 +115,12 @@ class Request:
 
     prompt_logprobs: int | None = None
     """None: none; k: of each token of the question, and of the k likeliest in its place."""
+    making: Making | None = None
+    """None: tokens are wanted; else units."""
+
+    @property
+    def wanted(self) -> int:
+        """Tokens or units that may follow."""
+        if self.layers is not None:
+            return 0
+        return self.sampling.max_tokens if self.making is None else len(self.making.grid)

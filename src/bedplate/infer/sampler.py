@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,15 @@ from torch import nn
 from bedplate.core.files import write_bytes
 from bedplate.data.corpus import Corpus, Split
 from bedplate.data.document import COMPONENTS
+from bedplate.infer.engine_settings import EngineSettings
 from bedplate.infer.generate import Generation
 from bedplate.modality import audio, image, series, video
 from bedplate.model.foundation import FoundationModel
 
 POINTS = 32
+LIVE = EngineSettings(backend="torch", precision="float32", most_running=2)
+"""The engine reads the weights where the training loop has them: nothing is packed, nothing is copied. It lives as long as the samples take,
+and keeps no more than two sequences, as training fills the memory."""
 
 
 def sampler(corpus: Path) -> Callable[[nn.Module, int, Path], Sequence[Mapping[str, Any]]]:
@@ -32,8 +37,13 @@ def sampler(corpus: Path) -> Callable[[nn.Module, int, Path], Sequence[Mapping[s
     def make(model: nn.Module, step: int, folder: Path) -> list[dict[str, Any]]:
         assert isinstance(model, FoundationModel)
         was_training = model.training
-        made = Generation(model, tokenizer)
-        senses = model.config.senses
+        with Generation(model, tokenizer, replace(LIVE, device=str(model.head.device))) as made:
+            fields = _samples(made, step, folder)
+        model.train(was_training)
+        return fields
+
+    def _samples(made: Generation, step: int, folder: Path) -> list[dict[str, Any]]:
+        senses = made.base.model.config.senses
         fields: list[dict[str, Any]] = [{"sense": "text", "text": made.text("", most_tokens=50, seed=step)[0]}]
 
         def keep(sense: str, suffix: str, content: bytes, caption: str) -> None:
@@ -51,7 +61,6 @@ def sampler(corpus: Path) -> Callable[[nn.Module, int, Path], Sequence[Mapping[s
         if senses.series and past is not None:
             name, values = past
             keep("series", ".csv", series.encode({name: made.series(values, POINTS, name, samples=4, seed=step).median}), name)
-        model.train(was_training)
         return fields
 
     return make

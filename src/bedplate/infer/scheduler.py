@@ -67,8 +67,8 @@ class Scheduler:
         return sum(map(len, self._waiting.values()))
 
     def all(self) -> Iterator[Running]:
-        """Every request that has not ended."""
-        yield from self.running
+        """Every request that has not ended, each once, with what is read beside it."""
+        yield from (one for one in self.running if one.lead is one)
         for queue in self._waiting.values():
             yield from queue
 
@@ -84,11 +84,12 @@ class Scheduler:
     def remove(self, running: Running) -> None:
         """A request has ended: its pages are free for others."""
         if running in self.running:
-            self.running.remove(running)
+            self.running = [one for one in self.running if one.lead is not running]
         elif running in (queue := self._waiting.get(running.request.tenant, deque())):
             queue.remove(running)
-        self.pages.give_back(running.pages)
-        running.pages = []
+        for one in running.together:
+            self.pages.give_back(one.pages)
+            one.pages = []
         present = {one.request.tenant for one in self.all()}
         self._waiting = {tenant: queue for tenant, queue in self._waiting.items() if queue}
         self._served = {tenant: served for tenant, served in self._served.items() if tenant in present}
@@ -110,6 +111,8 @@ class Scheduler:
             if not self._begin(first) or not (given := self._give(first, budget, portions)):
                 break
             budget -= given
+            if first.beside is not None:
+                budget -= self._give(first.beside, budget, portions)
         self.at_hand = None
         for portion in portions:
             self._served[portion.running.request.tenant] += portion.end - portion.start
@@ -142,9 +145,9 @@ class Scheduler:
                 one.pages += taken
                 return True
             victim = self._victim()
-            portions[:] = [portion for portion in portions if portion.running is not victim]
+            portions[:] = [portion for portion in portions if portion.running.lead is not victim]
             self._put_back(victim)
-            if victim is one:
+            if victim is one.lead:
                 return False
         return True
 
@@ -153,13 +156,15 @@ class Scheduler:
         held: dict[str, set[int]] = {}
         for one in self.running:
             held.setdefault(one.request.tenant, set()).update(one.pages)  # pages that two share count once
-        return max(self.running[1:] or self.running, key=lambda one: (len(held[one.request.tenant]), one.number))
+        others = [one.lead for one in self.running if one.lead is not self.running[0].lead]
+        return max(others or self.running[:1], key=lambda one: (len(held[one.request.tenant]), one.number))
 
     def _put_back(self, one: Running) -> None:
         self.preemptions += 1
-        self.running.remove(one)
-        self.pages.give_back(one.pages)
-        one.start_over()
+        self.running = [other for other in self.running if other.lead is not one]
+        for part in one.together:
+            self.pages.give_back(part.pages)
+            part.start_over()
         self._waiting.setdefault(one.request.tenant, deque()).appendleft(one)
 
     def _next(self) -> Running | None:
@@ -173,16 +178,20 @@ class Scheduler:
         return None
 
     def _begin(self, one: Running) -> bool:
-        """Start a request on what is kept of earlier ones; False: there is no room for a useful portion of it yet."""
+        """Start a request, and what is read beside it, on what is kept of earlier ones; False: there is no room for a useful portion of it yet."""
         self.at_hand = one
-        shared = [] if one.keeps_states or not self.share_beginnings else self.pages.share(one.known_keys())
-        if self.pages.available < min(pages_for(one.length) - len(shared), pages_for(self.positions)) and self.running:
-            self.pages.give_back(shared)
+        wanted = 0
+        for part in one.together:
+            part.pages = [] if part.keeps_states or not self.share_beginnings else self.pages.share(part.known_keys())
+            wanted += min(pages_for(part.length) - len(part.pages), pages_for(self.positions))
+        if self.pages.available < wanted and self.running:
+            for part in one.together:
+                self.pages.give_back(part.pages)
+                part.pages = []
             return False
         self._waiting[one.request.tenant].remove(one)
-        one.pages = shared
-        one.computed, one.named = len(shared) * PAGE, len(shared)
+        for part in one.together:
+            part.computed, part.named = len(part.pages) * PAGE, len(part.pages)
         place = next((i for i, other in enumerate(self.running) if other.number > one.number), len(self.running))
-        self.running.insert(place, one)
+        self.running[place:place] = one.together
         return True
-

@@ -34,11 +34,18 @@ class Running:
             drafting: whether answers are guessed ahead.
         """
         self.request, self.listener, self.adapter, self.embedded = request, listener, adapter, embedded
+        self.lead = self
+        """Whose listener hears: itself, or the one that it is read beside."""
+        self.beside: Running | None = None
+        """What is read side by side with it: it begins, is put back and ends with it."""
+        self._room: Float[np.ndarray, "t d"] | None = None
+        self.state: Float[np.ndarray, "d"] | None = None
+        """Behind its last position, where a unit is wanted."""
         self.number = 0
         """In order of arrival."""
         asked = request.positions
         self.asked = len(asked)
-        self.ids = np.zeros(self.asked + max(1, request.sampling.max_tokens) + PAGE, np.int64)
+        self.ids = np.zeros(self.asked + max(1, request.wanted) + PAGE, np.int64)
         self.ids[: self.asked] = asked.tokens
         self.length = self.asked
         """Positions that are known; those from `computed` on are still to be read."""
@@ -77,7 +84,12 @@ class Running:
     @property
     def most(self) -> int:
         """Positions when it is as long as it may get."""
-        return self.asked + (0 if self.request.layers is not None else self.request.sampling.max_tokens)
+        return self.asked + self.request.wanted
+
+    @property
+    def together(self) -> tuple[Running, ...]:
+        """Itself, and what is read beside it."""
+        return (self,) if self.beside is None else (self, self.beside)
 
     def sees(self, start: int, end: int) -> Int[np.ndarray, "n"]:
         """The last position that each of a stretch sees."""
@@ -103,6 +115,17 @@ class Running:
         if self.lookup is not None:
             self.lookup.extend([token])
 
+    def append_vector(self, vector: Float[np.ndarray, "d"]) -> None:
+        """One more unit, as the trunk reads it. The first makes room for all that are wanted."""
+        assert self.embedded is not None and len(self.embedded) == self.length
+        if self._room is None:
+            self._room = np.empty((self.most, len(vector)), np.float32)
+            self._room[: self.length] = self.embedded
+        self._room[self.length] = vector
+        self.length += 1
+        self.embedded = self._room[: self.length]
+        self.state = None
+
     def name_pages(self, name: Callable[[int, bytes], None]) -> None:
         """Name every page that has become full."""
         while self.named < min(self.computed // PAGE, len(self.pages)):
@@ -119,15 +142,14 @@ class Running:
 
     def start_over(self) -> None:
         """Nothing of it is computed any more; what was said stays said."""
-        self.computed, self.pages, self.named, self.collected, self.drafted = 0, [], 0, [], np.zeros(0, np.int64)
+        self.computed, self.pages, self.named, self.collected, self.drafted, self.state = 0, [], 0, [], np.zeros(0, np.int64), None
 
     def _extend_chain(self, number: int) -> None:
         start, end = number * PAGE, (number + 1) * PAGE
         ahead = b""
-        if start < self.asked:
-            seen = int(self.until[start : min(end, self.asked)].max()) + 1
-            if self.embedded is not None:
-                ahead = self.embedded[start : max(seen, min(end, self.asked))].tobytes() + self.until[start:end].tobytes()
+        if self.embedded is not None and start < len(self.embedded):
+            seen = int(self.until[start:end].max(initial=-1)) + 1
+            ahead = self.embedded[start : max(seen, end)].tobytes() + self.until[start:end].tobytes()
         self.chain.extend(self.ids[start:end], ahead)
 
 

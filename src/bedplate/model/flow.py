@@ -63,7 +63,10 @@ class FlowHead(nn.Module):
 
     def forward(self, noisy: Float[Tensor, "... p"], time: Float[Tensor, "... 1"], condition: Float[Tensor, "... w"]) -> Float[Tensor, "... p"]:
         """The clean unit that is expected."""
-        condition = F.silu(condition + self.time(time_code(time).to(condition.dtype)))
+        return self._clean(noisy, condition + self.time(time_code(time).to(condition.dtype)))
+
+    def _clean(self, noisy: Float[Tensor, "... p"], condition: Float[Tensor, "... w"]) -> Float[Tensor, "... p"]:
+        condition = F.silu(condition)
         x = self.enter(noisy)
         for block in self.blocks:
             x = block(x, condition)
@@ -97,30 +100,29 @@ class FlowHead(nn.Module):
     def sample(
         self,
         condition: Float[Tensor, "n w"],
-        unit_width: int,
-        generator: torch.Generator,
+        noise: Float[Tensor, "n p"],
         steps: int = 20,
         unconditional: Float[Tensor, "n w"] | None = None,
-        guidance: float = 1.0,
+        guidance: float | Float[Tensor, "n 1"] = 1.0,
     ) -> Float[Tensor, "n p"]:
         """Units from noise by Euler steps.
 
         Args:
             condition: from `conditions`.
-            unit_width: values of a unit.
-            generator: source of the noise.
+            noise: where they begin, of spread 1.
             steps: Euler steps.
             unconditional: conditions of the same units without the caption.
             guidance: 1 follows the condition; more exaggerates what it changes.
         """
-        n = condition.shape[0]
-        z = torch.randn((n, unit_width), generator=generator, device=condition.device)
+        z, n = noise, len(noise)
+        both = condition if unconditional is None else torch.cat([condition, unconditional])
+        times = self.time(time_code(torch.arange(steps, device=condition.device)[:, None] / steps).to(condition.dtype))  # [s w]: the same for all units
         for step in range(steps):
-            time = torch.full((1, 1), step / steps, device=condition.device)  # the same for all, so its code is made once
-            clean = self(z, time, condition)
-            if unconditional is not None and guidance != 1.0:
-                without = self(z, time, unconditional)
-                clean = without + guidance * (clean - without)
+            if unconditional is None:
+                clean = self._clean(z.to(condition), condition + times[step]).float()
+            else:
+                made = self._clean(z.to(condition).repeat(2, 1), both + times[step]).float()
+                clean = made[n:] + guidance * (made[:n] - made[n:])
             z = z + (clean - z) / max(1 - step / steps, LEAST_REMAINING) / steps
         return z
 

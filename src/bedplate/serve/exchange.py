@@ -18,16 +18,17 @@ from typing import TYPE_CHECKING, Any
 
 from bedplate.core.contracts import Verdict
 from bedplate.core.errors import BedplateError, PolicyError
-from bedplate.core.generation import Ask, Ticket, ToolCall
+from bedplate.core.files import sha256_bytes
+from bedplate.core.generation import Ask, Part, Ticket, ToolCall
 from bedplate.serve.audit import Entry
 from bedplate.serve.bridge import Answer, Numbered, Question
 from bedplate.serve.caller import Caller
 from bedplate.serve.errors import Refusal
-from bedplate.serve.guarded import GuardedTicket
+from bedplate.serve.guarded import Guarded, GuardedTicket
 from bedplate.serve.limits import Slot
 from bedplate.serve.models import Target
 from bedplate.serve.receipts import Facts, issue, new_salt
-from bedplate.serve.redact import plain, written
+from bedplate.serve.redact import plain, thing, written
 from bedplate.serve.router import RoutedTicket
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class Exchange:
         self._salt = new_salt()
         choices = sum(ask.sampling.n for ask in self.asks)
         self._said: list[list[str]] = [[] for _ in range(choices)]
+        self._made: list[tuple[int, Part]] = []
         self._finish = ["cancelled"] * choices
         self._written = self._settled = self._closed = False
 
@@ -98,7 +100,15 @@ class Exchange:
         told = {"x-bedplate-route": self._route}
         if self._gateway.audit is not None:
             told["x-bedplate-receipt"] = self.id
+        if self.unchecked:
+            told["x-bedplate-unchecked"] = ", ".join(self.unchecked)
         return told
+
+    @property
+    def unchecked(self) -> tuple[str, ...]:
+        """Senses of what was made that no guard could look at, where guards check answers."""
+        guarded = isinstance(self.target.generator, Guarded) and self.target.generator.guards.answer
+        return tuple(sorted({part.sense for _, part in self._made})) if guarded else ()
 
     @property
     def _route(self) -> str:
@@ -129,6 +139,9 @@ class Exchange:
                 self._said[number].append(piece.text)
             if piece.tool_calls:
                 self._said[number] += [_call_text(call) for call in piece.tool_calls]
+            if piece.part is not None:
+                self._made.append((number, piece.part))
+                self._said[number].append(f"{piece.part.sense} sha256:{sha256_bytes(piece.part.data)}")
             if piece.finish is not None:
                 self._finish[number] = piece.finish
         return found
@@ -241,7 +254,9 @@ class Exchange:
             route=self._route,
             guard=guard.rule or guard.reason if (guard := self._guard) is not None else "",
         )
-        return gateway.audit.append("answer", {"id": self.id, "answer": plain(told), "receipt": issue(gateway.signer, facts).as_json()})
+        made = [{"choice": number, "sense": part.sense} | thing(part.data, salt) for number, part in sorted(self._made, key=lambda one: one[0])]
+        more = ({"made": made} if made else {}) | ({"unchecked": list(self.unchecked)} if self.unchecked else {})
+        return gateway.audit.append("answer", {"id": self.id, "answer": plain(told), **more, "receipt": issue(gateway.signer, facts).as_json()})
 
 
 def _tickets(answer: Answer | None) -> Iterator[Ticket]:

@@ -24,7 +24,23 @@ from bedplate.serve.audit import AuditLog
 from bedplate.serve.bridge import Bridge
 from bedplate.serve.budget import Budget
 from bedplate.serve.door import Door
-from bedplate.serve.endpoints import admin, chat, classify, completions, embeddings, health, login, metrics, models, openapi, receipts, transcriptions
+from bedplate.serve.endpoints import (
+    admin,
+    chat,
+    classify,
+    completions,
+    embeddings,
+    forecasts,
+    health,
+    images,
+    login,
+    metrics,
+    models,
+    openapi,
+    receipts,
+    speech,
+    transcriptions,
+)  # fmt: skip
 from bedplate.serve.errors import Refusal
 from bedplate.serve.exchange import Exchange
 from bedplate.serve.limits import Limiter
@@ -44,8 +60,9 @@ LOG = logging.getLogger("bedplate.serve")
 KEEP_EVERY_S = 60.0
 
 ROUTES: tuple[Route, ...] = (
-    *models.ROUTES, *chat.ROUTES, *completions.ROUTES, *embeddings.ROUTES, *classify.ROUTES, *transcriptions.ROUTES, *receipts.ROUTES,
-    *health.ROUTES, *metrics.ROUTES, *admin.ROUTES, *login.ROUTES, *openapi.ROUTES, *pages.ROUTES,
+    *models.ROUTES, *chat.ROUTES, *completions.ROUTES, *embeddings.ROUTES, *classify.ROUTES, *transcriptions.ROUTES,
+    *images.ROUTES, *speech.ROUTES, *forecasts.ROUTES, *receipts.ROUTES, *health.ROUTES,
+    *metrics.ROUTES, *admin.ROUTES, *login.ROUTES, *openapi.ROUTES, *pages.ROUTES,
 )  # fmt: skip
 """All of them. Routes of your own are added to these and given to `create_app`."""
 

@@ -189,7 +189,7 @@ class _Answer:
         """Pass on what may leave of it."""
         if self._broken:
             return
-        if not self._guards or piece.error is not None or piece.vector is not None:
+        if not self._guards or piece.error is not None or piece.vector is not None or piece.part is not None:  # who passes a thing on says it is unchecked
             self._deliver(piece)
             return
         choice = self._choices[piece.choice]

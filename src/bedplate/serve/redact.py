@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from bedplate.core.errors import ConfigError, did_you_mean
 from bedplate.core.files import sha256_bytes
-from bedplate.core.generation import Ask
+from bedplate.core.generation import THINGS, Ask
 from bedplate.data import privacy
 
 Mode = Literal["none", "redact", "digests"]
@@ -77,7 +77,9 @@ class Redactor:
     def ask(self, ask: Ask, salt: bytes = b"") -> dict[str, Any]:
         """A question as it may be written down: its turns' texts by the policy; pictures and sounds as size and digest, always."""
         if ask.prompt is not None:
-            return {"prompt": plain(self.text(written(ask), salt))}
+            wanted: dict[str, Any] = {"want": ask.want} if ask.want in THINGS else {}
+            known = {"known": thing(ask.make.known, salt)} if ask.make.known else {}
+            return {"prompt": plain(self.text(written(ask), salt))} | wanted | known
         turns = []
         for turn in ask.turns:
             parts: list[dict[str, Any]] = []
@@ -85,10 +87,15 @@ class Redactor:
                 if part.sense == "text":
                     parts.append(plain(self.text(part.text, salt)))
                 else:
-                    parts.append({"sense": part.sense, "bytes": len(part.data), "sha256": sha256_bytes(salt + part.data)})
+                    parts.append({"sense": part.sense} | thing(part.data, salt))
             calls = [{"id": call.id, "name": call.name, "arguments": plain(self.text(call.arguments, salt))} for call in turn.tool_calls]
             turns.append({"role": turn.role, "parts": parts} | ({"tool_calls": calls} if calls else {}))
         return {"turns": turns}
+
+
+def thing(data: bytes, salt: bytes) -> dict[str, Any]:
+    """A picture, a sound or a table as it is written down."""
+    return {"bytes": len(data), "sha256": sha256_bytes(salt + data)}
 
 
 def masked(text: str, keep: tuple[str, ...] = ()) -> tuple[str, Counter[str]]:
@@ -114,9 +121,10 @@ def text_digest(text: str, salt: bytes = b"") -> str:
 
 
 def written(ask: Ask) -> str:
-    """The question as one text, for digests: its prompt, or its turns one below the other."""
+    """The question as one text, for digests: its prompt, with the digest of what is known, or its turns one below the other."""
     if ask.prompt is not None:
-        return ask.prompt if isinstance(ask.prompt, str) else " ".join(map(str, ask.prompt))
+        text = ask.prompt if isinstance(ask.prompt, str) else " ".join(map(str, ask.prompt))
+        return f"{text}\nknown sha256:{sha256_bytes(ask.make.known)}" if ask.make.known else text
     return "\n".join(f"{turn.role}: {turn.text}" for turn in ask.turns)
 
 

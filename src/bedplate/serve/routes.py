@@ -212,7 +212,7 @@ def classify(ask: Ask, settings: DataSettings) -> Classified:
     said = [Classified(label, f"labelled {label}") if label in rank else Classified(top, "labelled with an unknown class") for label in ask.labels]
     if not said:
         said = [Classified(settings.unlabelled, "without a label")]
-    if isinstance(ask.prompt, tuple) or any(part.sense != "text" for turn in ask.turns for part in turn.parts):
+    if isinstance(ask.prompt, tuple) or ask.make.known or any(part.sense != "text" for turn in ask.turns for part in turn.parts):
         said.append(Classified(settings.unreadable, "holds what cannot be read"))
     strongest = max(said, key=lambda one: rank[one.name])
     if rank[settings.personal] > rank[strongest.name]:  # otherwise looking could change nothing

@@ -22,11 +22,12 @@ from typing import Any, ClassVar, Literal
 
 from bedplate.core.contracts import Generator
 from bedplate.core.errors import BedplateError, ConfigError
-from bedplate.core.generation import Ask, Form, Piece, Sampling, Ticket, Tool, Turn
+from bedplate.core.generation import THINGS, Ask, Form, Make, Piece, Sampling, Ticket, Tool, Turn
 
-Ability = Literal["logprobs", "half_characters", "echo", "form", "schema", "vectors", "token_prompts", "counts", "seeds", "n"]
+Ability = Literal["logprobs", "half_characters", "echo", "form", "schema", "vectors", "token_prompts", "counts", "seeds", "n", "bits"]
 """What not every generator can do: tell logprobs, of half characters too; say the prompt again with them; keep to a regular expression or a choice; keep to
-a JSON schema; give vectors; read token ids; know how many positions a question takes; say the same for the same seed; give several answers."""
+a JSON schema; give vectors; read token ids; know how many positions a question takes; say the same for the same seed; give several answers; make the very
+same file again in any company, where the order in which numbers add up changes none of them."""
 LONGEST_S = 60.0
 
 
@@ -279,6 +280,31 @@ class GeneratorContract:
         first, second, other = (Heard(generator, asked(text)).wait() for text in ("the river", "the river", "lamps and birds"))
         assert first[-1].vector is not None and other[-1].vector is not None and len(first) == 1 and first[-1].usage is not None
         assert first[-1].vector == second[-1].vector != other[-1].vector and abs(sum(x * x for x in first[-1].vector) - 1) < 1e-3
+
+    def test_it_makes_what_its_card_says(self, generator: Generator) -> None:
+        card = next(card for card in generator.workers() if card.name == self.worker)
+        opening = {"image": b"\x89PNG", "audio": b"RIFF", "video": b"GIF8", "series": b"median,low,high\n"}
+        small = Make(steps=2, most_s=0.2, frames=2, points=20, paths=3, known=b"load\n" + b"".join(b"%d\n" % (7 * n % 13) for n in range(40)))
+        for sense in THINGS:
+            n = 1 if sense == "series" else 2
+            make = small if sense == "series" else replace(small, known=b"")
+            ask = Ask(worker=self.worker, prompt="a river", want=sense, make=make, sampling=Sampling(seed=3, n=n))
+            if sense not in card.makes:
+                error = self.refused(generator, ask)
+                assert isinstance(error, ConfigError) and error.hint
+                continue
+            heard = Heard(generator, ask)
+            made = {piece.choice: piece.part for piece in heard.wait() if piece.part is not None}
+            assert sorted(made) == list(range(n)) and len(heard.threads) == 1 and heard.texts() == [""] * n
+            assert all(part.sense == sense and part.data.startswith(opening[sense]) for part in made.values())
+            assert all(piece.finish in ("stop", "length") for piece in heard.pieces)
+            usage = heard.pieces[-1].usage
+            assert usage is not None and usage.completion_tokens > 0 and usage.prompt_tokens == generator.count(ask)
+            again = {piece.choice: piece.part for piece in Heard(generator, ask).wait()}
+            assert again.keys() == made.keys() and ("bits" in self.lacks or again == made) and (n == 1 or made[0] != made[1])
+            late = Heard(generator, replace(ask, deadline_s=0.0)).wait()
+            assert {piece.finish for piece in late} == {"deadline"} and all(piece.part is None for piece in late) and late[-1].usage is not None
+            self.refused(generator, replace(ask, make=replace(make, steps=0)))
 
     def test_token_ids_are_read_as_they_are(self, generator: Generator) -> None:
         ask = Ask(worker=self.worker, prompt=(40, 41, 42, 43), sampling=Sampling(max_tokens=4, ignore_end=True))

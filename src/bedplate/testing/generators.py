@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bedplate.core.errors import BedplateError, ConfigError, ResourceError, StateError, did_you_mean
-from bedplate.core.generation import Alternative, Ask, Deliver, Finish, Label, Load, Piece, TokenLogprob, ToolCall, Usage, WorkerCard
+from bedplate.core.generation import THINGS, Alternative, Ask, Deliver, Finish, Label, Load, Piece, TokenLogprob, ToolCall, Usage, WorkerCard
 from bedplate.testing.fake_words import LABELS, WIDTH, WORDS, Draw, decode, encode, example, formed
 
 
@@ -124,6 +124,8 @@ class FakeGenerator:
         room = self._context - len(prompt)
         if room < (1 if ask.want == "text" and ask.sampling.max_tokens else 0):
             raise ConfigError(f"the question is {len(prompt)} tokens long", f"at most {self._context} fit with the answer")
+        if ask.want in THINGS:
+            raise ConfigError(f"{card.name or 'the base'} makes no {ask.want}", "ask for text, a vector or a label; a model of its senses makes things")
         if ask.want == "label" and card.task != "classify":
             raise ConfigError(f"{card.name or 'the base'} does not classify", "ask a worker whose task is classify")
         if ask.want == "text" and card.task != "generate":

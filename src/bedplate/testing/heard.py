@@ -24,6 +24,7 @@ class Heard:
         self.enough = enough
         self.drawn: list[Drawn] = []
         self.prompt: list[Drawn] = []
+        self.units: list[Float[np.ndarray, "p"]] = []
         self.states: Float[np.ndarray, "t d"] | None = None
         self.cached_tokens: int | None = None
         self.finish: Finish | None = None
@@ -48,6 +49,10 @@ class Heard:
         if finish is not None or enough:
             self._end()
         return enough
+
+    def unit(self, unit: Float[np.ndarray, "p"]) -> None:
+        assert not self.ends
+        self.units.append(unit)
 
     def state(self, state: Float[np.ndarray, "t d"]) -> None:
         self.states = state

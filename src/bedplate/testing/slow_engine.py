@@ -21,8 +21,9 @@ from bedplate.core.generation import Finish, Load, Sampling, Ticket
 from bedplate.infer.adapters import Registered
 from bedplate.infer.request import Drawn, Listener, Request
 from bedplate.model.batch import to_torch
-from bedplate.model.foundation import attention_mask
+from bedplate.model.foundation import FoundationModel, attention_mask
 from bedplate.model.transformer import Cache
+from bedplate.testing.slow_units import units
 
 
 class SlowTicket:
@@ -114,6 +115,9 @@ class SlowEngine:
         batch = to_torch(collate([request.positions], base.pad_id), model.head.device)
         listener.began(0)
         self._counters["prompt_tokens"] += len(request.positions)
+        if request.making is not None:
+            listener.heard((), self._make(model, request, listener, ticket))
+            return
         if request.layers is not None:
             listener.state(model.hidden(batch, request.layers or None)[0].float().cpu().numpy())
             return
@@ -148,6 +152,16 @@ class SlowEngine:
             if listener.heard((drawn,), finish) or finish is not None:
                 return
             state = model.model(model.model.embed_tokens(torch.tensor([[drawn.token]], device=model.head.device)), None, cache)[:, -1]
+
+    def _make(self, model: FoundationModel, request: Request, listener: Listener, ticket: SlowTicket) -> Finish:
+        made = 0
+        for unit in units(model, request):
+            listener.unit(unit)
+            made += 1
+            self._counters["completion_tokens"] += 1
+            if (early := _early(request, ticket)) is not None:
+                return early
+        return "length" if made == request.wanted else "stop"
 
 
 def draw(logits: Float[np.ndarray, "v"], request: Request, asked: Sequence[int], said: Sequence[int], forbidden: Sequence[int]) -> Drawn:

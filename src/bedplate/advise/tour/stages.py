@@ -230,11 +230,16 @@ def _learn(tour: Tour) -> Found:
 
 def _make(tour: Tour) -> Found:
     from bedplate.infer.generate import Generation
+
+    with Generation.load(tour.folder / "run" / "model") as made:
+        return _things(tour, made)
+
+
+def _things(tour: Tour, made: Generation) -> Found:
     from bedplate.modality import audio, image, series, video
 
     folder = tour.folder / "made"
     folder.mkdir(exist_ok=True)
-    made = Generation.load(tour.folder / "run" / "model")
     found: Found = {"pictures": {}, "completed": [], "sounds": {}}
 
     def tell(number: int, what: str) -> None:

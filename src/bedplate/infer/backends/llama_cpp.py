@@ -154,7 +154,7 @@ class LlamaCpp:
         if ask.worker:
             raise ConfigError(f"there is no worker {ask.worker!r}", did_you_mean(ask.worker, ["(the base alone)"]))
         if ask.want != "text":
-            raise ConfigError("this backend generates text only", "ask the native engine for vectors and labels")
+            raise ConfigError("this backend generates text only", f"ask the native engine for {ask.want}")
         if ask.echo:
             raise ConfigError("llama.cpp does not tell the numbers of a prompt", "ask the native engine")
         if senses := {part.sense for turn in ask.turns for part in turn.parts if part.sense != "text"}:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from bedplate.core.errors import ConfigError, RemoteError
-from bedplate.core.generation import Alternative, Ask, Finish, Form, Part, Piece, TokenLogprob, ToolCall, Turn, Usage
+from bedplate.core.generation import THINGS, Alternative, Ask, Finish, Form, Part, Piece, TokenLogprob, ToolCall, Turn, Usage
 from bedplate.infer.backends.answering import Answering
 
 ENDS: Mapping[str, Finish] = {"stop": "stop", "length": "length", "tool_calls": "tool_calls", "function_call": "tool_calls", "content_filter": "guard"}
@@ -34,6 +34,8 @@ def body(ask: Ask, model: str) -> tuple[str, dict[str, Any]]:
     """
     if ask.want == "label":
         raise ConfigError("OpenAI's API has no labels", "ask a worker of the native engine")
+    if ask.want in THINGS:
+        raise ConfigError(f"no {ask.want} is asked of other servers", "ask a local model whose card says that it makes such")
     if ask.want == "vector":
         if ask.prompt is None and any(part.sense != "text" for turn in ask.turns for part in turn.parts):
             raise ConfigError("OpenAI's API embeds text only", "ask the native engine")

@@ -30,6 +30,7 @@ def _told(target: Target) -> dict[str, Any]:
         "parent": target.base if target.name != target.base else None,
         "task": card.task,
         "senses": list(card.senses),
+        "makes": list(card.makes),
         "context_tokens": card.context_tokens,
         "digests": dict(card.digests),
     }

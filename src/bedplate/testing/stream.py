@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from bedplate.modality.sequence import Sequence as Positions
 from bedplate.modality.specs import ContinuousSense
 from bedplate.model.foundation import FoundationModel
 from bedplate.model.transformer import Cache
@@ -39,6 +41,21 @@ class Stream:
             whole[len(tokens) :, len(tokens) :] = True
             mask = whole[None, None]
         self.last: Float[Tensor, "n d"] = model.model(x.expand(n, *x.shape), mask, self.cache)[:, -1]
+
+    @classmethod
+    def of(cls, model: FoundationModel, positions: Positions) -> Self:
+        """One sequence that begins with some tokens, and behind them units of one sense that see each other both ways or, one by one, what stands before."""
+        tokens = positions.tokens[positions.sense == 0].tolist()
+        if not positions.units:
+            return cls(model, 1, tokens)
+        ((sense, values),) = positions.units.items()
+        units, grid = torch.from_numpy(values), torch.from_numpy(positions.grid[sense].astype(np.int64))
+        if positions.block.any():
+            return cls(model, 1, tokens, sense, (units, grid))
+        made = cls(model, 1, tokens)
+        for unit, place in zip(units, grid):
+            made.push_units(sense, unit[None], place)
+        return made
 
     def push_tokens(self, tokens: Tensor) -> None:
         """Append one token to each sequence [n]."""
