@@ -12,8 +12,8 @@ from adaptations import done, labelled, run_of
 from bedplate.adapt.course import Course, hold_out
 from bedplate.adapt.encode import Item
 from bedplate.adapt.examples import Row
-from bedplate.adapt.loop import adapt, assemble, prepare
-from bedplate.adapt.preview import preview
+from bedplate.adapt.loop import adapt, alike, assemble, prepare
+from bedplate.adapt.preview import preview, stretches
 from bedplate.adapt.settings import AdaptSettings, ClassifySettings, ExampleSettings, MethodSettings, TrainSettings
 from bedplate.adapt.tasks.base import portions
 from bedplate.core.errors import ConfigError, DataError, IntegrityError, StateError
@@ -104,7 +104,7 @@ def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(base_folder,
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     events = [event["event"] for event in read_events(tmp_path / "stopped.run" / "events.jsonl")]
     assert "run_stopped" in events and "run_resumed" in events
-    with pytest.raises(StateError, match="another train"):
+    with pytest.raises(StateError, match="train.lr = 0.001, not 0.005"):
         done(replace(asked, train=replace(asked.train, lr=5e-3)))
 
 
@@ -224,3 +224,53 @@ def test_facts_are_json(base_folder, jsonl, tmp_path):
     facts = json.loads((asked.to / "task.json").read_text())
     assert facts["task"] == "classify" and facts["labels"] == ["busy", "quiet"] and facts["temperature"] > 0 and 0 <= facts["threshold"] <= 2
     assert scores["accuracy_of_answered"] >= 0.9 or scores["answered"] == 0
+
+
+def warnings(folder):
+    return [event["message"] for event in read_events(folder / "events.jsonl", ("warning",))]
+
+
+def test_a_call_of_a_tool_is_learned_and_its_answer_is_not(base, base_folder, jsonl, tmp_path):
+    call = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Oslo"}'}}
+    turns = [{"role": "user", "content": "river"}, {"role": "assistant", "content": "", "tool_calls": [call]}, {"role": "tool", "content": "cold"}]
+    row = {"messages": [*turns, {"role": "assistant", "content": "birds"}], "tools": [{"type": "function", "function": {"name": "weather"}}]}
+    prepared = prepare(settings(base_folder, jsonl([row] * 8), tmp_path, "generate"), base)
+    said = [part.text for part in stretches(prepared.items[0].sequences[0], base) if part.loss]
+    assert len(said) == 2 and '"name": "weather", "arguments": {"city": "Oslo"}' in said[0] and said[1].startswith("birds")
+    whole = preview(prepared.items[0], base)
+    assert "You may call functions" in whole and "cold" in whole
+
+
+def test_blanks_around_a_label_are_no_other_label(base_folder, jsonl, tmp_path):
+    rows = [{**row, "label": row["label"] + " " * (n % 3)} for n, row in enumerate(labelled(60))]
+    done(settings(base_folder, jsonl(rows), tmp_path))
+    told = next(event for event in read_events(tmp_path / "adapter.run" / "events.jsonl", ("counted",)) if event["what"] == "labels")
+    assert set(told["counts"]) == {"quiet", "busy"} and sum(told["counts"].values()) == 60
+
+
+def test_labels_that_differ_in_capitals_are_warned_about():
+    assert alike({"Spam": 5, "ham": 4, "spam": 1}) == [("Spam", "spam")] and not alike({"a": 1, "b": 1})
+
+
+def test_what_does_not_fit_and_what_is_held_out_twice_is_told(base, base_folder, jsonl, tmp_path):
+    rows = [{"text": f"{word} " * 200, "label": word} for word in ("river", "birds")] * 20
+    asked = settings(base_folder, jsonl(rows), tmp_path, method=MethodSettings("probe"))
+    asked = replace(asked, data=replace(asked.data, most_positions=40))
+    done(asked)
+    told = warnings(tmp_path / "adapter.run")
+    assert any("40 examples are longer than 40 positions and lost up to" in one for one in told), told
+    assert any("6 of 6 held-out examples are the same" in one for one in told), told
+    assert "more did not fit and were cut out" in preview(prepare(asked, base).items[0], base)
+
+
+def test_too_few_examples_to_hold_any_out_say_so(base_folder, jsonl, tmp_path):
+    done(settings(base_folder, jsonl([{"text": "river", "label": "a"}, {"text": "birds", "label": "b"}]), tmp_path))
+    hint = next(event["hint"] for event in read_events(tmp_path / "adapter.run" / "events.jsonl", ("warning",)))
+    assert "2 examples are too few" in hint
+
+
+def test_every_row_without_a_label_is_counted_and_the_task_says_what_it_wants(base, base_folder, jsonl, tmp_path):
+    rows = [{"text": "river"} if n % 3 == 0 else {"text": "birds", "label": "b"} for n in range(9)]
+    with pytest.raises(DataError) as caught:
+        prepare(settings(base_folder, jsonl(rows), tmp_path), base)
+    assert "row 1: there is no 'label'; 3 of 9 rows cannot be used (also 4, 7)" in caught.value.message and "classify wants label" in caught.value.hint

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from bedplate.adapt.examples import read_rows
+from bedplate.adapt.examples import each, read_rows
 from bedplate.core.errors import ConfigError, DataError
 from bedplate.modality.specs import ImageSpec, SenseSpecs
 from bedplate.testing.corpora import tiny_specs
@@ -97,3 +97,93 @@ def test_a_folder_of_files_is_labelled_by_its_folders(tmp_path):
     rows = read_rows(tmp_path)
     assert sorted((row.values["label"], "image" in row.values) for row in rows) == [("no", False), ("no", True), ("yes", False), ("yes", True)]
     assert rows[0].inputs(tiny_specs())[0].sense == "image"
+
+
+TABLE = "text;label\r\nbroken door;repair\r\nwhere is my bill;office\r\n"
+
+
+@pytest.mark.parametrize("content", [
+    TABLE.encode(),
+    b"\xef\xbb\xbf" + TABLE.encode(),
+    TABLE.replace(";", "\t").encode("utf-16"),
+    TABLE.replace(";", "|").encode(),
+    b"sep=;\r\n" + TABLE.encode(),
+    TABLE.replace("text;label", " text ;label ").encode(),
+    (TABLE + ";\r\n;\r\n\r\n").encode(),
+    ("\r\n" + TABLE).encode(),
+], ids=["semicolons", "mark", "unicode text", "bars", "sep line", "blanks in the header", "empty rows", "blank first line"])  # fmt: skip
+def test_what_spreadsheets_save_is_read(tmp_path, content):
+    (tmp_path / "a.csv").write_bytes(content)
+    rows = read_rows(tmp_path / "a.csv")
+    assert [dict(row.values) for row in rows] == [{"text": "broken door", "label": "repair"}, {"text": "where is my bill", "label": "office"}]
+
+
+def test_two_columns_of_one_name_are_not_mixed_up(tmp_path):
+    (tmp_path / "a.csv").write_text("text,label,text\na,b,c\n")
+    with pytest.raises(DataError, match="'text' twice"):
+        read_rows(tmp_path / "a.csv")
+
+
+def test_an_empty_cell_is_told_from_a_missing_column_and_the_hint_can_be_typed(tmp_path):
+    (tmp_path / "a.csv").write_text("text,label,Kind of it\na,,c\n")
+    row = read_rows(tmp_path / "a.csv")[0]
+    with pytest.raises(DataError, match="'label' is empty"):
+        row.get("label", str)
+    with pytest.raises(DataError, match="'label' is empty"):
+        read_rows(tmp_path / "a.csv", {"kind": "Kind of it"})[0].get("label", str)
+    (tmp_path / "a.csv").write_text("Text ,b\na,1\n")
+    with pytest.raises(DataError) as caught:
+        read_rows(tmp_path / "a.csv")[0].text("text")
+    assert caught.value.hint == "its columns are Text, b; --set data.columns.text=Text takes another for it"
+
+
+def test_a_number_that_is_none_is_an_empty_cell(tmp_path):
+    pq.write_table(pa.table({"text": ["a", "b"], "label": [1.0, float("nan")]}), tmp_path / "a.parquet")
+    assert [row.empty for row in read_rows(tmp_path / "a.parquet")] == [(), ("label",)]
+
+
+def test_decimal_commas_are_told(tmp_path):
+    with pytest.raises(DataError) as caught:
+        read_rows_of(tmp_path, {"value": "1,50"}).number_of("value")
+    assert caught.value.hint == "write 1.50, with a point"
+
+
+def test_one_error_tells_how_many_rows_are_like_it(tmp_path):
+    (tmp_path / "a.csv").write_text("text,label\n" + "a,x\nb,\n" * 10)
+    rows = read_rows(tmp_path / "a.csv")
+    with pytest.raises(DataError) as caught:
+        each(rows, lambda row: row.text("label"))
+    assert caught.value.message == "row 2: 'label' is empty; 10 of 20 rows cannot be used (also 4, 6, 8, 10, 12, ...)"
+    assert each(rows, lambda row: row.text("text"))[:2] == ["a", "b"]
+
+
+CALL = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Oslo"}'}}
+
+
+@pytest.mark.parametrize("content", [None, ""])
+@pytest.mark.parametrize("call", [CALL, {"id": "c1", "name": "weather", "arguments": {"city": "Oslo"}}], ids=["nested", "flat"])
+def test_calls_of_tools_are_kept(tmp_path, content, call):
+    turns = [{"role": "user", "content": [{"type": "text", "text": "warm?"}]}, {"role": "assistant", "content": content, "tool_calls": [call]}]
+    row = read_rows_of(tmp_path, {"messages": [*turns, {"role": "tool", "content": "4", "tool_call_id": "c1"}], "tools": [{"function": {"name": "weather"}}]})
+    user, assistant, tool = row.messages()
+    assert user.content == "warm?" and tool.tool_call_id == "c1" and row.tools()[0].name == "weather"
+    assert assistant.content == "" and assistant.tool_calls == (("c1", "weather", '{"city": "Oslo"}'),)
+
+
+@pytest.mark.parametrize("turn", [
+    {"role": "assistant", "content": None},
+    {"role": "assistant", "content": "", "tool_calls": ["weather"]},
+    {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "weather", "arguments": 1}}]},
+    {"role": "assistant", "content": None, "function_call": {"name": "weather", "arguments": "{}"}},
+    {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "a.png"}}]},
+    ["user", "hello"],
+])  # fmt: skip
+def test_a_turn_that_cannot_be_kept_whole_is_refused(tmp_path, turn):
+    with pytest.raises(DataError, match="row 1"):
+        read_rows_of(tmp_path, {"messages": [turn]}).messages()
+
+
+def test_a_tool_that_is_none_is_refused(tmp_path):
+    for tools in ([{"function": {"parameters": {}}}], ["weather"], [{"name": "a", "parameters": [1]}]):
+        with pytest.raises(DataError, match="is no tool"):
+            read_rows_of(tmp_path, {"tools": tools}).tools()

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from bedplate.cli.app import main
+from bedplate.core.run import run_state
 from bedplate.testing.bases import tiny_base
 
 
@@ -95,3 +96,27 @@ def test_a_base_that_reads_on_is_a_base(base, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["finished"]
     main(["generate", str(tmp_path / "more"), "the river", "--plain"])
     assert capsys.readouterr().out
+
+
+def test_a_refused_setting_leaves_a_finished_run_as_it_was(base, examples, tmp_path, capsys):
+    asked = ["adapt", str(base), "--task", "classify", "--data", str(examples), "--to", str(tmp_path / "x"), *COLUMNS, "--set", "train.epochs=1"]
+    main(asked)
+    written = (tmp_path / "x.run" / "run.toml").read_bytes()
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        main([*asked, "--set", "train.lr=0.5"])
+    told = capsys.readouterr().err
+    assert caught.value.code == 6 and 'train.lr = "auto", not 0.5' in told
+    assert (tmp_path / "x.run" / "run.toml").read_bytes() == written and run_state(tmp_path / "x.run") == "finished"
+    examples.write_text(examples.read_text() + "\nriver,calm")
+    with pytest.raises(SystemExit):
+        main(asked)
+    assert "mail.csv held something else" in capsys.readouterr().err and run_state(tmp_path / "x.run") == "finished"
+
+
+def test_a_folder_that_cannot_be_written_is_said_in_words(base, examples, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit) as caught:
+        main(["adapt", str(base), "--task", "classify", "--data", str(examples), "--to", str(tmp_path / "file" / "x"), *COLUMNS])
+    told = capsys.readouterr().err
+    assert caught.value.code == 3 and "not a directory" in told and "foreseen" not in told

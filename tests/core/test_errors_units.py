@@ -1,5 +1,6 @@
 """Errors with their hints and codes; numbers for people and back."""
 
+import errno
 import math
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bedplate.core import errors
-from bedplate.core.errors import BedplateError, ConfigError, did_you_mean
+from bedplate.core.errors import BedplateError, ConfigError, DataError, ResourceError, StateError, did_you_mean, from_system
 from bedplate.core.units import format_bytes, format_count, format_seconds, parse_count, parse_seconds
 
 
@@ -105,3 +106,20 @@ def test_any_text_parses_or_is_refused(text):
             assert parse(text) >= 0
         except ConfigError:
             pass
+
+
+@pytest.mark.parametrize(("error", "kind", "told"), [
+    (OSError(errno.ENOSPC, "No space left on device", "/tmp/x/y"), ResourceError, "the disk is full: /tmp/x/y"),
+    (Exception("Error while serializing: I/O error: No space left on device (os error 28)"), ResourceError, "the disk is full"),
+    (OSError(errno.EROFS, "Read-only file system", "/x/y"), StateError, "/x/y: read-only file system"),
+    (PermissionError(errno.EACCES, "Permission denied", b"/x/y"), StateError, "/x/y: permission denied"),
+    (FileNotFoundError(errno.ENOENT, "No such file or directory", "/x/y"), DataError, "/x/y: no such file"),
+])  # fmt: skip
+def test_what_the_system_refuses_is_said_in_words(error, kind, told):
+    found = from_system(error)
+    assert type(found) is kind and found.message.startswith(told) and found.hint
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), OSError("no number"), OSError(errno.ECONNRESET, "reset"), OSError(errno.EPIPE, "pipe", "/x")])
+def test_what_is_of_another_kind_stays_unforeseen(error):
+    assert from_system(error) is None

@@ -1,5 +1,6 @@
 """The log survives torn lines and any bytes; a run has one owner, a state, a heartbeat, and records its end."""
 
+import errno
 import json
 import os
 import signal
@@ -199,3 +200,24 @@ def test_a_closed_run_can_be_closed_again(tmp_path):
     run.close()
     opened(tmp_path / "r").close()
     assert json.loads((tmp_path / "r" / "events.jsonl").read_text().splitlines()[0])["event"] == "run_started"
+
+
+def test_a_folder_that_is_refused_stays_as_its_run_left_it(tmp_path):
+    with opened(tmp_path / "run", seed=1) as run:
+        run.events.emit("run_finished", seconds=0.1)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.name not in ("lock", "heartbeat")}
+
+    def refuse(folder):
+        raise StateError(f"{folder} holds another run", "give another folder")
+
+    with pytest.raises(StateError, match="holds another run"):
+        Run.open(tmp_path / "run", "pretrain", load(Settings, overrides=["seed=2"]), check=refuse)
+    assert {name: (tmp_path / "run" / name).read_bytes() for name in before} == before
+    assert run_state(tmp_path / "run") == "finished"
+
+
+def test_a_failure_of_the_system_is_recorded_in_words(tmp_path):
+    with pytest.raises(OSError), opened(tmp_path / "run"):
+        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "big"))
+    failed = next(read_events(tmp_path / "run" / "events.jsonl", ("run_failed",)))
+    assert "the disk is full" in failed["error"] and "MiB are free" in failed["hint"]

@@ -86,7 +86,7 @@ def hold_out(rows: Sequence[Row], settings: ExampleSettings, seed: int) -> tuple
         seen: dict[str, int] = {}
         held = []
         for i in order:  # the k-th example of a label is held out where k shares of it pass a whole number
-            label = str(rows[i].values.get("label", ""))
+            label = str(rows[i].values.get("label", "")).strip()
             k = seen[label] = seen.get(label, 0) + 1
             if math.floor(k * share + 0.5) > math.floor((k - 1) * share + 0.5):
                 held.append(i)

@@ -115,7 +115,9 @@ def shorten(whole: Positions, most: int) -> Positions:
         first = int(starts[longest]) + KEPT_AROUND + max(0, spare - excess) // 2
         kept[first : first + min(excess, spare)] = False
     kept[np.flatnonzero(kept)[most:]] = False
-    cut = replace(whole, tokens=whole.tokens[kept], sense=whole.sense[kept], block=whole.block[kept], token_loss=whole.token_loss[kept])
+    cut = replace(
+        whole, tokens=whole.tokens[kept], sense=whole.sense[kept], block=whole.block[kept], token_loss=whole.token_loss[kept], left_out=whole.left_out + excess
+    )
     for name in whole.units:
         stays = kept[whole.sense == SENSES.index(name)]
         for part, old in ((cut.units, whole.units), (cut.grid, whole.grid), (cut.unit_loss, whole.unit_loss)):

@@ -1,6 +1,7 @@
 """Examples: rows of a table (JSONL, CSV, TSV, Parquet) or files of a folder or archive, each cell asked for by name.
 
-A row that lacks what a task needs says which row it is and which columns there are. Nothing is guessed.
+A row that lacks what a task needs says which row it is and which columns there are. Nothing is guessed. What spreadsheets leave around a table
+is taken away: a mark of the encoding, a first line "sep=;", blanks around the names of columns, rows without a single filled cell.
 """
 
 from __future__ import annotations
@@ -9,7 +10,11 @@ import contextlib
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping
+import math
+import re
+import shlex
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +22,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from bedplate.core.errors import ConfigError, DataError, did_you_mean
+from bedplate.core.generation import Tool, ToolCall
 from bedplate.data.archives import is_archive
 from bedplate.data.chat import Message
 from bedplate.data.document import Segment, Skipped
@@ -32,6 +38,10 @@ SOURCES = SourceSettings()
 T = TypeVar("T")
 
 
+class MissingCell(DataError):
+    """A row lacks what a task needs."""
+
+
 @dataclass(frozen=True)
 class Row:
     """One example as it was given."""
@@ -42,10 +52,21 @@ class Row:
     """Our column name -> cell; empty cells are left out."""
     beside: Callable[[str], bytes]
     """Name of a file beside the table -> its bytes."""
+    empty: tuple[str, ...] = ()
+    """Columns whose cell is empty."""
 
     def error(self, problem: str, hint: str = "") -> DataError:
         """The error that says which row it is and what it holds."""
         return DataError(f"row {self.number}: {problem}", hint or f"its columns are {', '.join(map(str, self.values)) or 'none'}; data.columns renames them")
+
+    def missing(self, name: str) -> MissingCell:
+        """The error that says that a cell is empty, or that there is no such column, and how to name the one that is meant."""
+        if name in self.empty:
+            return MissingCell(f"row {self.number}: {name!r} is empty", "fill it in, or take the row out")
+        alike = [column for column in self.values if column.casefold().strip() == name]
+        meant = shlex.quote(alike[0]) if alike else "COLUMN"
+        hint = f"its columns are {', '.join(map(str, self.values)) or 'none'}; --set data.columns.{name}={meant} takes another for it"
+        return MissingCell(f"row {self.number}: there is no {name!r}", hint)
 
     def has(self, *names: str) -> bool:
         """Whether all these cells are there."""
@@ -58,7 +79,7 @@ class Row:
             DataError: it is missing or of another type.
         """
         if name not in self.values:
-            raise self.error(f"there is no {name!r}")
+            raise self.missing(name)
         value = self.values[name]
         if not isinstance(value, kind):
             raise self.error(f"{name!r} is of type {type(value).__name__}, not {kind.__name__}")
@@ -78,8 +99,11 @@ class Row:
             found = float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else np.nan
         except ValueError:
             found = np.nan
+        if name not in self.values:
+            raise self.missing(name)
         if not np.isfinite(found):
-            raise self.error(f"{name!r} = {value!r} is no number" if name in self.values else f"there is no {name!r}")
+            comma = re.fullmatch(r"\s*([-+]?\d+),(\d+)\s*", str(value))
+            raise self.error(f"{name!r} = {value!r} is no number", f"write {comma[1]}.{comma[2]}, with a point" if comma else "")
         return found
 
     def list_of(self, name: str) -> list[Any]:
@@ -88,17 +112,49 @@ class Row:
         if isinstance(value, str):
             with contextlib.suppress(ValueError):
                 value = json.loads(value)
+        if name not in self.values:
+            raise self.missing(name)
         if not isinstance(value, list):
-            raise self.error(f"{name!r} is no list" if name in self.values else f"there is no {name!r}")
+            raise self.error(f"{name!r} is no list")
         return value
 
     def messages(self, name: str = "messages") -> tuple[Message, ...]:
-        """A conversation: a list of {"role": ..., "content": ...}."""
-        turns = self.list_of(name)
-        for turn in turns:
-            if not (isinstance(turn, Mapping) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)):
-                raise self.error(f"a turn of {name!r} is no pair of role and content", 'write {"role": "user", "content": "..."}')
-        return tuple(Message(turn["role"], turn["content"]) for turn in turns)
+        """A conversation as OpenAI's API writes it: a list of {"role": ..., "content": ...}, calls of tools and their answers among them."""
+        return tuple(self._turn(turn, name) for turn in self.list_of(name))
+
+    def _turn(self, turn: Any, name: str) -> Message:
+        told: Mapping[str, Any] = turn if isinstance(turn, Mapping) else {}
+        content, calls = told.get("content"), tuple(self._call(call) for call in told.get("tool_calls") or ())
+        if told.get("function_call"):
+            raise self.error(f"a turn of {name!r} has a 'function_call'", 'write "tool_calls": [{"function": {"name": "...", "arguments": "{}"}}]')
+        if isinstance(content, list):  # parts, as for models that see
+            if other := [part for part in content if not (isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str))]:
+                raise self.error(f"a turn of {name!r} has a part that is no text: {str(other[0])[:80]}", "give a picture or a sound as a column of its own")
+            content = "".join(part["text"] for part in content)
+        if content is None and calls:
+            content = ""
+        if not isinstance(told.get("role"), str) or not isinstance(content, str):
+            raise self.error(f"a turn of {name!r} is no pair of role and content", 'write {"role": "user", "content": "..."}')
+        return Message(told["role"], content, calls, str(told.get("tool_call_id") or ""))
+
+    def _call(self, call: Any) -> ToolCall:
+        told = call.get("function") or call if isinstance(call, Mapping) else {}
+        arguments = told.get("arguments")
+        if not isinstance(told.get("name"), str) or not isinstance(arguments, (str, Mapping, type(None))):
+            raise self.error(f"{str(call)[:80]} is no call of a tool", 'write {"id": "1", "function": {"name": "...", "arguments": "{}"}}')
+        written = arguments if isinstance(arguments, str) else json.dumps(arguments or {}, ensure_ascii=False)
+        return ToolCall(str(call.get("id") or ""), told["name"], written)
+
+    def tools(self, name: str = "tools") -> tuple[Tool, ...]:
+        """Functions that the assistant may call, as OpenAI's API writes them; none where the row has no such cell."""
+        found = []
+        for one in self.list_of(name) if name in self.values else ():
+            told = one.get("function") or one if isinstance(one, Mapping) else {}
+            parameters = told.get("parameters") or {}
+            if not isinstance(told.get("name"), str) or not isinstance(parameters, Mapping):
+                raise self.error(f"{str(one)[:80]} is no tool", 'write {"type": "function", "function": {"name": "...", "parameters": {}}}')
+            found.append(Tool(told["name"], str(told.get("description") or ""), parameters))
+        return tuple(found)
 
     def senses(self, specs: SenseSpecs) -> tuple[Segment, ...]:
         """What the row holds of senses other than text, decoded as the base learned them.
@@ -133,6 +189,27 @@ class Row:
         return segments
 
 
+def each(rows: Sequence[Row], read: Callable[[Row], T]) -> list[T]:
+    """What `read` makes of every row.
+
+    Raises:
+        DataError: that of the first row that cannot be read, with the number of those that cannot.
+    """
+    made, errors = [], list[tuple[int, DataError]]()
+    for row in rows:
+        try:
+            made.append(read(row))
+        except DataError as error:
+            errors.append((row.number, error))
+    if not errors:
+        return made
+    first = errors[0][1]
+    if len(errors) > 1:
+        others = ", ".join(f"{number:,}" for number, _ in errors[1:6]) + (", ..." if len(errors) > 6 else "")
+        first.message += f"; {len(errors):,} of {len(rows):,} rows cannot be used (also {others})"
+    raise first
+
+
 def read_rows(path: Path, columns: Mapping[str, str] | None = None) -> list[Row]:
     """All examples of a file, folder or archive.
 
@@ -148,7 +225,7 @@ def read_rows(path: Path, columns: Mapping[str, str] | None = None) -> list[Row]
         raise DataError(f"there is no {path}", did_you_mean(path.name, siblings))
     rows = list(_table_rows(path) if path.is_file() and path.name.lower().endswith(TABLES) else _file_rows(path))
     if not rows:
-        raise DataError(f"{path} holds no examples", "give one row an example")
+        raise DataError(f"{path} holds no examples", "write each example as a row")
     known = {name for row in rows for name in row.values}
     for ours, theirs in (columns or {}).items():
         if theirs not in known:
@@ -158,7 +235,9 @@ def read_rows(path: Path, columns: Mapping[str, str] | None = None) -> list[Row]
 
 def _renamed(row: Row, columns: Mapping[str, str]) -> Row:
     kept = {name: value for name, value in row.values.items() if name not in columns}
-    return Row(row.number, kept | {ours: row.values[theirs] for ours, theirs in columns.items() if theirs in row.values}, row.beside)
+    found = {ours: row.values[theirs] for ours, theirs in columns.items() if theirs in row.values}
+    empty = (*(name for name in row.empty if name not in columns), *(ours for ours, theirs in columns.items() if theirs in row.empty))
+    return Row(row.number, kept | found, row.beside, empty)
 
 
 def _table_rows(path: Path) -> Iterator[Row]:
@@ -166,8 +245,13 @@ def _table_rows(path: Path) -> Iterator[Row]:
     raw = read_input(Input(path, str(path), size=path.stat().st_size), SOURCES)
     reader = _parquet if path.suffix.lower() == ".parquet" else _delimited if path.suffix.lower() in (".csv", ".tsv") else _json_lines
     for number, values in reader(raw, path):
-        kept = {str(name): value for name, value in values.items() if value is not None and value != ""}
-        yield Row(number, kept, lambda name: read_beside(beside, name, SOURCES))
+        kept = {str(name): value for name, value in values.items() if not _is_empty(value)}
+        yield Row(number, kept, lambda name: read_beside(beside, name, SOURCES), tuple(str(name) for name in values if str(name) not in kept))
+
+
+def _is_empty(value: Any) -> bool:
+    """Whether a cell holds nothing: as tables of numbers write it, too."""
+    return value is None or (isinstance(value, str) and not value) or (isinstance(value, float) and math.isnan(value))
 
 
 def _json_lines(raw: bytes, path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
@@ -192,20 +276,26 @@ def _json_lines(raw: bytes, path: Path) -> Iterator[tuple[int, Mapping[str, Any]
 
 
 def _delimited(raw: bytes, path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    content = text.decode(raw)[0]
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-    first = content.partition("\n")[0]
-    if delimiter == "," and "," not in first and ";" in first:
-        delimiter = ";"
+    content = text.decode(raw)[0].lstrip("\n")
+    first, _, rest = content.partition("\n")
+    if told := re.fullmatch('"?sep=(.)"?', first):  # a spreadsheet's own way to say it
+        delimiter, content = told[1], rest
+    else:
+        delimiter = "\t" if path.suffix.lower() == ".tsv" else next((mark for mark in ",;\t|" if mark in first), ",")
     csv.field_size_limit(1 << 27)
     try:
-        reader = csv.DictReader(io.StringIO(content, newline=""), delimiter=delimiter, strict=True)
-        for number, values in enumerate(reader, 1):
-            if None in values or None in values.values():
-                raise DataError(f"{path}, row {number} has not as many cells as the header has columns", "put cells that hold the delimiter in quotes")
-            yield number, values
+        lines = csv.reader(io.StringIO(content, newline=""), delimiter=delimiter, strict=True)
+        header = [name.strip() for name in next((line for line in lines if any(line)), [])]
+        if twice := [name for name, count in Counter(header).items() if name and count > 1]:
+            raise DataError(f"{path}: the header names {twice[0]!r} twice", "give every column its own name")
+        for number, cells in enumerate((line for line in lines if line), 1):
+            if len(cells) != len(header):
+                problem = f"{path}, row {number} has {len(cells)} cells, the header {len(header)} columns"
+                raise DataError(problem, "put cells that hold the delimiter in quotes")
+            if any(cells):
+                yield number, dict(zip(header, cells))
     except csv.Error as error:
-        raise DataError(f"{path}: {error}", "save it as CSV with quoted cells") from error
+        raise DataError(f"{path}, line {lines.line_num}: {error}", "save it as CSV with quoted cells") from error
 
 
 def _parquet(raw: bytes, path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:

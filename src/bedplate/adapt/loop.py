@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,14 +21,14 @@ from bedplate.adapt import methods
 from bedplate.adapt.base import Base
 from bedplate.adapt.course import Course, hold_out
 from bedplate.adapt.encode import Item
-from bedplate.adapt.examples import Row, read_rows
+from bedplate.adapt.examples import MissingCell, Row, each, read_rows
 from bedplate.adapt.further import FURTHER, further
 from bedplate.adapt.settings import AdaptSettings, MethodSettings
 from bedplate.adapt.tasks import TASKS, Task
 from bedplate.adapt.tasks.distill import Answerer, Distill
 from bedplate.adapt.train import Training
 from bedplate.core.artifact import MANIFEST, Manifest, read_manifest, seal
-from bedplate.core.config import from_mapping, to_mapping
+from bedplate.core.config import flatten, from_mapping, to_mapping
 from bedplate.core.errors import ConfigError, DataError, StateError, did_you_mean
 from bedplate.core.files import read_json, sha256_file, write_json
 from bedplate.core.run import Run
@@ -47,6 +48,8 @@ class Prepared:
     held_out: list[Item]
     lost_loss: int
     """Examples that were left out, since no position of them carries loss."""
+    repeated: int
+    """Held-out examples that are the same as one that is learned from."""
 
 
 def adapt(settings: AdaptSettings, run: Run, answerer: Answerer | None = None) -> Manifest | None:
@@ -113,24 +116,35 @@ def prepare(settings: AdaptSettings, base: Base, most: int | None = None, answer
     if isinstance(task, Distill):
         task.answerer = answerer
     rows = read_rows(settings.data.file, settings.data.columns)
-    if settings.data.held_out_file is not None:
-        kept, judged = rows, read_rows(settings.data.held_out_file, settings.data.columns)
-        task.survey(kept)
-    else:
-        learn, held = hold_out(rows, settings.data, settings.train.seed)
-        task.survey(rows)
-        kept, judged = [rows[i] for i in learn], [rows[i] for i in held]
-    items = encode(task, kept[:most])
+    try:
+        if settings.data.held_out_file is not None:
+            kept, judged = rows, read_rows(settings.data.held_out_file, settings.data.columns)
+            task.survey(kept)
+        else:
+            learn, held = hold_out(rows, settings.data, settings.train.seed)
+            task.survey(rows)
+            kept, judged = [rows[i] for i in learn], [rows[i] for i in held]
+        items, held_out = encode(task, kept[:most]), encode(task, judged[:most])
+    except MissingCell as error:
+        raise DataError(error.message, f"{error.hint}; {settings.task} wants {task.wants}") from error
     lost = sum(item.weight == 0 for item in items)
     items = [item for item in items if item.weight > 0]
     if not items:
         raise DataError(f"none of the {lost} examples has a position that carries loss", f"{settings.task} wants the columns {task.wants}")
-    return Prepared(task, items, [item for item in encode(task, judged[:most]) if item.weight > 0], lost)
+    learned = set(map(_seen, items))
+    held_out = [item for item in held_out if item.weight > 0]
+    return Prepared(task, items, held_out, lost, sum(_seen(item) in learned for item in held_out))
+
+
+def _seen(item: Item) -> bytes:
+    """Names what the model sees of an item."""
+    parts = [part for one in item.sequences for part in (one.tokens.tobytes(), one.token_loss.tobytes(), *(units.tobytes() for units in one.units.values()))]
+    return hashlib.sha256(b"".join(parts)).digest()
 
 
 def encode(task: Task, rows: Sequence[Row]) -> list[Item]:
     """Items of rows."""
-    return [task.encode(row) for row in rows]
+    return each(rows, task.encode)
 
 
 def tell(prepared: Prepared, run: Run) -> None:
@@ -144,10 +158,43 @@ def tell(prepared: Prepared, run: Run) -> None:
         "longest": max(item.length for item in items),
     }
     run.events.emit("counted", what="examples", counts=counts)
+    if census := labels(prepared.task):
+        run.events.emit("counted", what="labels", counts=census)
+
+    def warn(message: str, hint: str) -> None:
+        run.events.emit("warning", message=message, hint=hint)
+
+    for one, other in alike(prepared.task.census):
+        warn(f"the labels {one!r} and {other!r} differ in their capitals alone", "they are learned as two; write both alike if they are one")
     if prepared.lost_loss:
-        run.events.emit("warning", message=f"{prepared.lost_loss} examples have no position that carries loss and were left out", hint="--preview shows why")
+        warn(f"{prepared.lost_loss} examples have no position that carries loss and were left out", "--preview shows why")
+    if cut := [sum(one.left_out for one in item.sequences) for item in (*items, *prepared.held_out) if any(one.left_out for one in item.sequences)]:
+        longest, held = prepared.task.most_positions, prepared.task.model.config.max_position_embeddings
+        more = f"set data.most_positions to {longest + max(cut):,}, or cut them yourself" if longest + max(cut) <= held else f"the base holds {held:,} at most"
+        warn(f"{len(cut):,} examples are longer than {longest:,} positions and lost up to {max(cut):,} from their middle", more)
+    if prepared.repeated:
+        message = f"{prepared.repeated:,} of {len(prepared.held_out):,} held-out examples are the same as some that are learned from"
+        warn(f"{message}: on these, scores say nothing of new ones", "give each example once; data.group keeps those together that resemble each other")
     if not prepared.held_out:
-        run.events.emit("warning", message="nothing is held out: no early stop, no calibration, no score", hint="set data.held_out above 0")
+        few = f"{len(items):,} examples are too few; give more, or data.held_out_file" if prepared.task.settings.data.held_out else "set data.held_out above 0"
+        warn("nothing is held out: no early stop, no calibration, no score", few)
+
+
+MOST_LABELS = 20
+"""Labels that are told."""
+
+
+def labels(task: Task) -> dict[str, int]:
+    """How many examples have each label, the most common ones by name."""
+    named = list(task.census.items())
+    rest = named[MOST_LABELS:]
+    return dict(named[:MOST_LABELS]) | ({f"{len(rest)} more labels": sum(count for _, count in rest)} if rest else {})
+
+
+def alike(census: Mapping[str, int]) -> list[tuple[str, str]]:
+    """Pairs of labels that differ in their capitals alone."""
+    first: dict[str, str] = {}
+    return [(known, name) for name in census if (known := first.setdefault(name.casefold(), name)) != name]
 
 
 def assemble(settings: AdaptSettings, prepared: Prepared, run: Run, dtype: torch.dtype) -> Training:
@@ -261,10 +308,10 @@ FREE = ("checkpoint", "to")
 
 
 def check_same(settings: AdaptSettings, folder: Path) -> None:
-    """Refuse to go on with settings, a base or examples that would learn something else.
+    """Refuse to go on with settings, a base or examples that would learn something else; on the first start, write down what was asked for.
 
     Raises:
-        StateError: naming what differs.
+        StateError: naming the first that differs.
     """
     files = [settings.data.file, *([settings.data.held_out_file] if settings.data.held_out_file else [])]
     asked = {key: value for key, value in to_mapping(settings).items() if key not in FREE}
@@ -276,10 +323,23 @@ def check_same(settings: AdaptSettings, folder: Path) -> None:
     asked["digests"] = {**digests, "data": [sha256_file(path) for path in files if path.is_file()]}
     asked = json.loads(json.dumps(asked))
     path = folder / ASKED
-    if path.exists() and (before := read_json(path)) != asked:
-        different = [key for key in asked if asked[key] != before.get(key)]
-        raise StateError(f"{folder} holds a run with another {different[0]}", f"go on with the {different[0]} of its run.toml, or give another --to")
-    write_json(path, asked)
+    if not path.exists():
+        write_json(path, asked)
+        return
+    before, now = dict(flatten(read_json(path))), dict(flatten(asked))
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) == now.get(key):
+            continue
+        if key.startswith("digests."):
+            what = {"digests.base": f"the base {settings.base}", "digests.data": f"the examples {settings.data.file}"}.get(key, "the teacher")
+            raise StateError(f"{folder} holds a run that began when {what} held something else", "restore what it began with, or give another --to")
+        message = f"{folder} holds a run with {key} = {_said(before.get(key))}, not {_said(now.get(key))}"
+        raise StateError(message, f"go on without changing {key}, or give another --to")
+
+
+def _said(value: Any) -> str:
+    """A setting as it is written."""
+    return "none" if value is None else json.dumps(value, ensure_ascii=False)
 
 
 def _plain(value: Any) -> Any:

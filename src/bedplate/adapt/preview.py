@@ -52,7 +52,8 @@ def preview(item: Item, base: Base, target: str = "") -> str:
     """
     lines = []
     for positions in item.sequences:
-        lines.append(f"row {item.row}: {len(positions)} positions, {int(positions.token_loss.sum())} carry loss\n{written(positions, base)}")
+        cut = f"; {positions.left_out:,} more did not fit and were cut out" if positions.left_out else ""
+        lines.append(f"row {item.row}: {len(positions)} positions, {int(positions.token_loss.sum())} carry loss{cut}\n{written(positions, base)}")
     if target:
         lines.append(f"the head learns: {OPEN}{target}{CLOSE}")
     return "\n".join(lines)

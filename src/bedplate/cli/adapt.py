@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -39,7 +40,7 @@ def adapt(
     from bedplate.adapt.base import Base
     from bedplate.adapt.further import FURTHER, preview_rows
     from bedplate.adapt.loop import adapt as run_adaptation
-    from bedplate.adapt.loop import prepare
+    from bedplate.adapt.loop import check_same, labels, prepare
     from bedplate.adapt.preview import preview as show
     from bedplate.adapt.settings import AdaptSettings
     from bedplate.infer.answer import answer
@@ -54,11 +55,14 @@ def adapt(
                 shown = preview_rows(settings, loaded, preview, Path(scratch))
         else:
             prepared = prepare(settings, loaded, preview, answer)
+            if census := labels(prepared.task):
+                console.say("labels: " + ", ".join(f"{name} {count:,}" for name, count in census.items()))
             shown = [show(item, loaded, prepared.task.target_of(item)) for item in prepared.items]
         console.print("\n\n".join(shown))
         console.data(shown)
         return
-    with Run.open(settings.to.with_name(settings.to.name + ".run"), "adapt", resolved, listeners=(console,)) as run:
+    folder = settings.to.with_name(settings.to.name + ".run")
+    with Run.open(folder, "adapt", resolved, listeners=(console,), check=partial(check_same, settings)) as run:
         manifest = run_adaptation(settings, run, answer)
         seconds = run.seconds
     if manifest is None:

@@ -37,7 +37,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 import bedplate
 from bedplate.core.console import Console
-from bedplate.core.errors import BedplateError, ConfigError, did_you_mean
+from bedplate.core.errors import BedplateError, ConfigError, did_you_mean, from_system
 
 if TYPE_CHECKING:
     from inspect import BoundArguments
@@ -132,9 +132,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
     except Exception as error:
-        surprise = BedplateError(f"{type(error).__name__}: {error}".replace("\n", " "), "this was not foreseen; --debug shows the trace")
-        surprise.__cause__ = error
-        code = _fail(console, surprise, 1, "--debug" in flags)
+        unforeseen = BedplateError(f"{type(error).__name__}: {error}".replace("\n", " "), "this was not foreseen; --debug shows the trace")
+        told = from_system(error) or unforeseen
+        told.__cause__ = error
+        code = _fail(console, told, told.exit_code, "--debug" in flags)
     finally:
         console.close()
     if code:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from bedplate.cli.app import Here, Overrides
@@ -30,7 +31,7 @@ def run(
         budget: what may be spent: "20m", "2h", "1e19 FLOPs", "5 epochs", "2B tokens", "$50".
     """
     from bedplate.infer.sampler import sampler
-    from bedplate.pretrain.loop import pretrain
+    from bedplate.pretrain.loop import check_folder, pretrain
     from bedplate.pretrain.parallel import leads
     from bedplate.pretrain.settings import PretrainSettings
 
@@ -40,7 +41,7 @@ def run(
         with Follower(to, "pretrain") as followed:
             pretrain(resolved.value, followed)
         return
-    with Run.open(to, "pretrain", resolved, listeners=(console,)) as opened:
+    with Run.open(to, "pretrain", resolved, listeners=(console,), check=partial(check_folder, resolved.value)) as opened:
         model = pretrain(resolved.value, opened, sampler(resolved.value.data.corpus))
         seconds = opened.seconds
     if model is None:

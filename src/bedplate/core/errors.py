@@ -15,7 +15,11 @@ Every error carries a computed hint: what to change, with the number that would 
 from __future__ import annotations
 
 import difflib
+import errno
+import os
+import shutil
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class BedplateError(Exception):
@@ -81,6 +85,26 @@ class RemoteError(BedplateError):
     def asker_is_at_fault(self) -> bool:
         """Whether the question was refused for what it is (400, 404, 413, 422, ...): asking something else may work, and the machine is not ill."""
         return self.status is not None and 400 <= self.status < 500 and self.status not in (401, 403, 407, 408, 425, 429)
+
+
+def from_system(error: BaseException) -> BedplateError | None:
+    """What the system refused to read or write, said for a person; None where the error is of another kind."""
+    number, name = getattr(error, "errno", None), getattr(error, "filename", None)
+    if number is None and f"(os error {errno.ENOSPC})" in str(error):  # safetensors tells it in words alone
+        number = errno.ENOSPC
+    path = Path(os.fsdecode(name)) if isinstance(name, (str, bytes, os.PathLike)) else None
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        where = next((folder for folder in path.absolute().parents if folder.is_dir()), None) if path else None
+        free = f"{shutil.disk_usage(where).free / 2**20:,.1f} MiB are free in {where}; " if where else ""
+        return ResourceError(f"the disk is full{f': {path} could not be written' if path else ''}", f"{free}make room and give the same command again")
+    if path is None or number is None:
+        return None
+    reason = os.strerror(number).lower()
+    if number in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return StateError(f"{path}: {reason}", "give a folder that you may write to, or a file that you may read")
+    if number in (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG):
+        return DataError(f"{path}: {reason}", "check the path")
+    return None
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -8,17 +8,19 @@ The lock is an OS file lock, so a killed process releases it; the heartbeat (age
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from bedplate.core.config import Resolved, to_mapping, to_toml
 from bedplate.core.environment import environment
-from bedplate.core.errors import BedplateError, StateError
+from bedplate.core.errors import BedplateError, StateError, from_system
 from bedplate.core.events import EventLog, Listener, read_events
 from bedplate.core.files import write_text
 
@@ -55,10 +57,21 @@ class Run:
         kind: str,
         resolved: Resolved[Any],
         listeners: tuple[Listener, ...] = (),
+        check: Callable[[Path], None] | None = None,
     ) -> Self:
-        """Lock the folder, write run.toml, and say that the run started."""
+        """Lock the folder, write run.toml, and say that the run started.
+
+        Args:
+            folder: of the run; made when missing.
+            kind: of job.
+            resolved: its settings.
+            listeners: told of every event.
+            check: refuses a folder that holds a run of other settings, by raising. It is asked while the folder is ours and still as that run left it.
+        """
         run = cls(folder, kind, listeners)
         try:
+            if check is not None:
+                check(folder)
             write_text(folder / "run.toml", f"# kind: {kind}\n" + to_toml(resolved))
         except BaseException:
             run.close()
@@ -88,9 +101,11 @@ class Run:
         elif error is not None:
             import traceback
 
-            write_text(self.folder / "trace.txt", "".join(traceback.format_exception(error)))
-            message = error.message if isinstance(error, BedplateError) else f"{type(error).__name__}: {error}"
-            self.events.emit("run_failed", error=message, hint=getattr(error, "hint", ""))
+            told = error if isinstance(error, BedplateError) else from_system(error)
+            message = f"{type(error).__name__}: {error}" if told is None else told.message
+            with contextlib.suppress(OSError):  # a full disk must not hide that it is full
+                self.events.emit("run_failed", error=message, hint="" if told is None else told.hint)
+                write_text(self.folder / "trace.txt", "".join(traceback.format_exception(error)))
         self.close()
 
     def _beat(self) -> None:

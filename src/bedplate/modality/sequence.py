@@ -58,6 +58,8 @@ class Sequence:
     grid: dict[ContinuousSense, Int[np.ndarray, "n 3"]] = field(default_factory=dict)
     """(frame, row, column) of each unit; audio and series count along the first."""
     unit_loss: dict[ContinuousSense, Bool[np.ndarray, "n"]] = field(default_factory=dict)
+    left_out: int = 0
+    """Positions that did not fit and were cut out of it."""
 
     def __len__(self) -> int:
         return len(self.tokens)

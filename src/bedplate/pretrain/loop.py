@@ -114,6 +114,16 @@ def resolve_once(settings: PretrainSettings, corpus: Corpus, run: Run, parallel:
     return derived.settings
 
 
+def check_folder(settings: PretrainSettings, folder: Path) -> None:
+    """Refuse a folder that holds a run of other settings, before anything in it changes.
+
+    Raises:
+        StateError: naming the first setting that differs.
+    """
+    if (folder / RESOLVED).exists():
+        check_same(read_json(folder / RESOLVED)["asked"], to_mapping(settings), folder)
+
+
 def check_same(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
     """Refuse to resume with settings that would learn something else.
 

@@ -57,6 +57,8 @@ class Task(ABC):
     def __init__(self, base: Base, settings: AdaptSettings) -> None:
         self.base, self.settings = base, settings
         self.head: nn.Module | None = None
+        self.census: Mapping[str, int] = {}
+        """Label -> examples that have it, most common first; of tasks that have labels."""
 
     @property
     def model(self) -> FoundationModel:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from bedplate.adapt.calibrate import abstention_threshold, best_threshold, expected_calibration_error, fit_temperature, log_probabilities, macro_f1, micro_f1
 from bedplate.adapt.encode import Item, compose, said
-from bedplate.adapt.examples import Row
+from bedplate.adapt.examples import Row, each
 from bedplate.adapt.methods import Score
 from bedplate.adapt.probe import Loss, fit_linear, unseen_scores
 from bedplate.adapt.tasks.base import Judged, Task, linear_head, portions
@@ -79,7 +79,8 @@ class Classify(Task):
 
     def survey(self, rows: Sequence[Row]) -> None:
         self.several, self.reads = any("labels" in row.values for row in rows), self.settings.classify.reads
-        counts = Counter(name for row in rows for name in self._named(row))
+        counts = Counter(name for named in each(rows, self._named) for name in named)
+        self.census = dict(counts.most_common())
         self.names = tuple(sorted(counts))
         if len(self.names) < (1 if self.several else 2):
             raise DataError(f"all examples have the label {self.names[0]!r}", "give examples of two labels or more")
@@ -130,11 +131,15 @@ class Classify(Task):
 
     def _named(self, row: Row) -> list[str]:
         if self.several:
-            return sorted({str(name) for name in row.list_of("labels")})
-        value = row.values.get("label")
+            return sorted({str(name).strip() for name in row.list_of("labels")} - {""})
+        if "label" not in row.values:
+            raise row.missing("label")
+        value = row.values["label"]
         if not isinstance(value, (str, int, float, bool)):
-            raise row.error("'label' is no word or number" if "label" in row.values else "there is no 'label'")
-        return [str(value)]
+            raise row.error("'label' is no word or number")
+        if not (name := str(value).strip()):  # blanks around a label are a slip of the hand, never another label
+            raise row.error("'label' is blank", "fill it in, or take the row out")
+        return [name]
 
     @property
     def _loss(self) -> Loss:

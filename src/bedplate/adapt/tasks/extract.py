@@ -6,6 +6,7 @@ Every word says whether a stretch begins at it, goes on, or neither. Words are e
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from bedplate.adapt.calibrate import fit_temperature, log_probabilities, one_hot
 from bedplate.adapt.encode import Item, Tokens, compose
-from bedplate.adapt.examples import Row
+from bedplate.adapt.examples import Row, each
 from bedplate.adapt.probe import fit_linear
 from bedplate.adapt.tasks.base import Judged, Task, linear_head, portions
 from bedplate.core.errors import DataError
@@ -82,7 +83,8 @@ class Extract(Task):
     temperature = 1.0
 
     def survey(self, rows: Sequence[Row]) -> None:
-        self.names = tuple(sorted({span.label for row in rows for span in _spans(row)}))
+        counts = Counter(span.label for spans in each(rows, _spans) for span in spans)
+        self.names, self.census = tuple(sorted(counts)), dict(counts.most_common())
         if not self.names:
             raise DataError("no example holds a span", 'give spans such as {"start": 0, "end": 5, "label": "name"}')
         asked = self.settings.extract.sees
@@ -251,5 +253,5 @@ def _spans(row: Row) -> list[Span]:
             raise row.error(f"{str(one)[:80]} is no span", 'write {"start": 0, "end": 5, "label": "name"}')
         if not 0 <= start < end <= length:
             raise row.error(f"the span {start} .. {end} is not within the text of {length} characters", OFFSETS)
-        spans.append(Span(start, end, label))
+        spans.append(Span(start, end, label.strip()))
     return spans

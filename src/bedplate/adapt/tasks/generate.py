@@ -35,7 +35,7 @@ class Generate(Task):
     """Instructions, chat, summaries, code."""
 
     name = "generate"
-    wants = "messages; or prompt and completion; each with an image, audio, video or series where the base knows them"
+    wants = "messages (and tools); or prompt and completion; each with an image, audio, video or series where the base knows them"
 
     def encode(self, row: Row, learn: bool = True) -> Item:
         parts = self.parts(row, learn)
@@ -58,7 +58,7 @@ class Generate(Task):
             system = (Message("system", row.text("system")),) if "system" in row.values else ()
             messages = (*system, Message("user", row.text("prompt")), *((Message("assistant", row.text("completion")),) if learn else ()))
         try:
-            encoded = self.base.template.encode(messages, self.base.encoder, ask=not learn)
+            encoded = self.base.template.encode(messages, self.base.encoder, ask=not learn, tools=row.tools())
         except DataError as error:
             raise row.error(error.message, error.hint) from error
         if learn and not encoded.said.any():

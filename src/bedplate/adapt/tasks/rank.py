@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bedplate.adapt.encode import Item, compose
-from bedplate.adapt.examples import Row
+from bedplate.adapt.examples import Row, each
 from bedplate.adapt.probe import fit_linear
 from bedplate.adapt.tasks.base import Judged, Task, linear_head, portions
 from bedplate.core.errors import DataError
@@ -47,7 +47,7 @@ class Rank(Task):
     def survey(self, rows: Sequence[Row]) -> None:
         self.scored = any("score" in row.values for row in rows)
         if self.scored:
-            scores = [row.number_of("score") for row in rows]
+            scores = each(rows, lambda row: row.number_of("score"))
             self.low, self.high = min(scores), max(scores)
             if self.low == self.high:
                 raise DataError(f"all examples have the score {self.low:g}", "give examples of different scores")

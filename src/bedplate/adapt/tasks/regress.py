@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bedplate.adapt.calibrate import FEWEST
 from bedplate.adapt.encode import Item
-from bedplate.adapt.examples import Row
+from bedplate.adapt.examples import Row, each
 from bedplate.adapt.probe import fit_linear
 from bedplate.adapt.tasks.base import NOTHING, Judged, Task, linear_head, portions
 from bedplate.core.errors import DataError
@@ -42,7 +42,7 @@ class Regress(Task):
     """Half the width of the range that an answer gives."""
 
     def survey(self, rows: Sequence[Row]) -> None:
-        values = np.array([row.number_of("value") for row in rows])
+        values = np.array(each(rows, lambda row: row.number_of("value")))
         self.mean, self.spread = float(values.mean()), float(values.std())
         if not self.spread > 0:
             raise DataError(f"all examples have the value {values[0]:g}", "give examples of different values")
@@ -53,7 +53,8 @@ class Regress(Task):
         return Item(row.number, (positions,), target, 1.0)
 
     def target_of(self, item: Item) -> str:
-        return f"{float(item.target[0]) * self.spread + self.mean:g}"
+        value = float(item.target[0]) * self.spread + self.mean
+        return f"{value if abs(value) > 1e-6 * self.spread else 0.0:g}"  # what is left of a nought after scaling is no number to show
 
     def start(self, items: Sequence[Item], held_out: Sequence[Item] = ()) -> None:
         probe = fit_linear(self.features([item.sequences[0] for item in items]), np.stack([item.target for item in items]), "squared", self.settings.train.seed)
