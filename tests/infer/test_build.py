@@ -23,7 +23,7 @@ from bedplate.testing.heard import Heard
 from bedplate.testing.models import FAMILIES, family_model
 from bedplate.testing.requests import words
 
-PATHS = {"avx2": ("-mavx2", "-mfma", "-mf16c", "-mno-avx512f"), "plain": ("-march=x86-64",)}
+PATHS = {"avx2": ("-mavx2", "-mfma", "-mf16c", "-mno-avx512f"), "avx512bw": ("-march=skylake-avx512",), "plain": ("-march=x86-64",)}
 INTEL = platform.machine() in ("x86_64", "AMD64")
 
 
@@ -48,7 +48,7 @@ def test_every_code_path_gives_the_same_numbers(monkeypatch, family, path):
     model = family_model(family)
     sequences = embedded(model, (40, 23))
     made = {}
-    for precision in ("float32", "int8"):
+    for precision in ("float32", "int8", "int4"):
         here, there = compiled(monkeypatch, model, precision, ""), compiled(monkeypatch, model, precision, path)
         a, b = through(here, sequences, (9, 16)), through(there, sequences, (9, 16))
         alone = through(there, sequences[:1])
@@ -60,10 +60,11 @@ def test_every_code_path_gives_the_same_numbers(monkeypatch, family, path):
         there.close()
     a, b, here, there = made["float32"]
     assert all(apart(x, y) < 1e-5 for x, y in zip(b, a)) and apart(there, here) < 1e-5
-    a, b, here, there = made["int8"]
-    assert apart(there, here) < 1e-6
-    # A sum that differs in its last bit may be rounded to the other side, once in a while: far less than rounding costs at all.
-    assert all(apart(y, x) <= 0.3 * apart(x, plainly(model, one)) for one, x, y in zip(sequences, a, b))
+    for precision in ("int8", "int4"):
+        a, b, here, there = made[precision]
+        assert apart(there, here) < 1e-6
+        # A sum that differs in its last bit may be rounded to the other side, once in a while: far less than rounding costs at all.
+        assert all(apart(y, x) <= 0.3 * apart(x, plainly(model, one)) for one, x, y in zip(sequences, a, b))
 
 
 @pytest.mark.skipif(not INTEL, reason="the other code paths are of x86-64 processors")
@@ -84,13 +85,37 @@ def test_whole_numbers_are_the_same_bit_for_bit(path, inputs):
     np.testing.assert_allclose(made[0], rounded(x) @ rounded(weight).T, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.skipif(not INTEL, reason="the other code paths are of x86-64 processors")
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("inputs", [16, 48, 64])
+def test_four_bits_are_the_same_on_every_path(path, inputs):
+    """As near as they can be: exact on a line of 16 numbers, nearer than from the least to the greatest elsewhere; never beyond 16 bits."""
+    rng = np.random.default_rng(inputs)
+    weight, x = rng.standard_normal((41, inputs)).astype(np.float32), rng.standard_normal((19, inputs)).astype(np.float32)
+    weight[3], weight[4], weight[5] = 0, 0.7, 1e-20 * weight[5]
+    weight[6], weight[7] = 1000 + weight[6], -5
+    weight[8:24] = rng.integers(0, 16, (16, inputs)) * 0.03 - 0.2
+    weight[24], x[3], x[4] = np.where(np.arange(inputs) % 2, 15, 0), 127, -127  # the largest sums that 16 bits must hold
+    here, there = (product(build.library(flags), weight, x, "int4") for flags in (build.THIS_MACHINE, PATHS[path]))
+    exact = rounded(x) @ weight.T.astype(np.float64)
+    sizes = np.abs(rounded(x)) @ np.abs(weight.T)
+    assert np.all(np.abs(here - there) <= 1e-6 * sizes)
+    on_lines = [3, 4, 7, *range(8, 25)]
+    assert np.all(np.abs(here - exact)[:, on_lines] <= 4e-3 * sizes[:, on_lines])
+    groups = weight.reshape(len(weight), -1, inputs // 2)
+    low, high = groups.min(2, keepdims=True), groups.max(2, keepdims=True)
+    plain = (np.rint((groups - low) / np.maximum((high - low) / 15, 1e-30)) * (high - low) / 15 + low).reshape(weight.shape)
+    rows = [0, 1, 2, 5, *range(25, 41)]
+    assert np.linalg.norm((here - exact)[:, rows]) < np.linalg.norm(rounded(x) @ (plain - weight).T[:, rows])
+
+
 def rounded(rows):
     scale = np.maximum(np.abs(rows).max(1, keepdims=True), np.float32(1e-30))
     return np.rint(rows * (np.float32(127) / scale)).astype(np.float64) * scale / 127
 
 
-def product(library, weight, x):
-    """x W' as head_run makes it in int8."""
+def product(library, weight, x, precision="int8"):
+    """x W' as head_run makes it."""
     import torch
 
     from bedplate.infer.cpu.structs import LANES, Scratch, at
@@ -98,7 +123,7 @@ def product(library, weight, x):
     library.pool_open.restype = ctypes.c_void_p
     pool = ctypes.c_void_p(library.pool_open(1))
     packer = Packer(library, pool)
-    matrix = packer.matrix(torch.from_numpy(weight), None, "int8")
+    matrix = packer.matrix(torch.from_numpy(weight), None, precision)
     n, stride = len(x), (-(-len(weight) // LANES) + 1) * LANES
     out, scale, offset, small = np.zeros((n, stride), np.float32), np.zeros(n * x.shape[1], np.float32), np.zeros(n * x.shape[1], np.int32), np.zeros(x.size + 64, np.int8)
     scratch = Scratch(None, None, None, None, None, None, at(scale), at(small), at(offset), 0, 0)

@@ -8,12 +8,16 @@ from hypothesis import strategies as st
 from paged import CONTEXT, apart, embedded, plainly, shape, through
 
 from bedplate.core.errors import ConfigError
+from bedplate.infer.cpu.choose import FEW_REQUESTS
 from bedplate.infer.cpu.runner import CpuRunner
+from bedplate.infer.cpu.structs import INT4
+from bedplate.infer.engine_settings import EngineSettings
 from bedplate.infer.torch_runner import TorchRunner
 from bedplate.model.config import RopeScaling
 from bedplate.model.foundation import FoundationModel
 from bedplate.testing.models import EXPERTS, FAMILIES, family_model, tiny_config
 
+PRECISIONS = ("float32", "int8", "int4")
 INT8_ERROR = 0.06
 """Largest relative error of states in int8; random weights are the hardest to round."""
 EXACT = {"rtol": 2e-4, "atol": 2e-4}
@@ -60,7 +64,7 @@ def model(request):
 
 @pytest.fixture(scope="module")
 def runners(model):
-    opened = {precision: CpuRunner(model, shape(precision, threads=2)) for precision in ("float32", "int8")}
+    opened = {precision: CpuRunner(model, shape(precision, threads=2)) for precision in PRECISIONS}
     yield opened
     for runner in opened.values():
         runner.close()
@@ -105,7 +109,43 @@ def test_int8_is_what_its_slow_twin_says_and_near_the_exact_state(model, runners
     assert apart(logits, states @ exact.T) < INT8_ERROR
 
 
-@pytest.mark.parametrize("precision", ["float32", "int8"])
+def in_four_bits(model):
+    """The model with every row of its projections on a line of 16 numbers, so that 4 bits lose nothing."""
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith("_proj.weight"):
+                low, high = weight.amin(1, keepdim=True), weight.amax(1, keepdim=True)
+                step = (high - low) / 15
+                weight.copy_(((weight - low) / step).round() * step + low)
+    return model
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_weights_that_came_in_four_bits_lose_nothing(family):
+    model = in_four_bits(family_model(family))
+    runner = CpuRunner(model, shape("int4", threads=2))
+    kinds = {matrix.kind for layer in runner._layers for matrix in (layer.qkv, layer.output, layer.gate_up, layer.down)}
+    sizes = {model.config.hidden_size, model.config.intermediate_size, model.config.num_attention_heads * model.config.head_dim}
+    assert (INT4 in kinds) == any(any(size % group == 0 for group in (16, 32, 48, 64)) for size in sizes)
+    sequences = embedded(model, (40, 23), seed=1)
+    for x, states in zip(sequences, through(runner, sequences, (16, 19))):
+        assert apart(states, plainly(model, x)) < INT8_ERROR
+    runner.close()
+
+
+def test_four_bits_only_where_few_run_and_nothing_is_lost():
+    model = family_model("qwen3")
+    few, many = EngineSettings(most_running=FEW_REQUESTS), EngineSettings(most_running=FEW_REQUESTS + 1)
+    assert few.derive(model).precision == many.derive(model).precision == "int8"
+    in_four_bits(model)
+    assert few.derive(model).precision == "int4" and many.derive(model).precision == "int8"
+    assert EngineSettings(precision="int4").derive(model).precision == "int4"
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight[0, 5] *= 1.5  # of one matrix only
+    assert few.derive(model).precision == "int8"
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_nothing_else_changes_a_bit(model, runners, precision):
     """Company, portions, pages, threads."""
     sequences = embedded(model, (33, 5, 64, 18), seed=2)
@@ -139,7 +179,7 @@ def test_any_portions_on_any_pages(data):
 
 
 SMALL = family_model("qwen3")
-SMALL_RUNNERS = {precision: CpuRunner(SMALL, shape(precision)) for precision in ("float32", "int8")}
+SMALL_RUNNERS = {precision: CpuRunner(SMALL, shape(precision)) for precision in PRECISIONS}
 
 
 @pytest.mark.parametrize("kind", ["float32", "int8", "torch"])
@@ -177,7 +217,7 @@ def test_the_mean_of_the_last_layers(model, runners, kind):
             np.testing.assert_allclose(mean[0], expected, **EXACT)
 
 
-@pytest.mark.parametrize("kind", ["float32", "int8", "torch"])
+@pytest.mark.parametrize("kind", ["float32", "int8", "int4", "torch"])
 def test_what_is_no_number_stays_with_its_sequence(kind):
     """A page's former owner left infinities in the lanes that its next owner does not use."""
     runner = torch_runner(SMALL) if kind == "torch" else CpuRunner(SMALL, shape(kind))

@@ -37,7 +37,7 @@ def chat(
     temperature: float = 0.0,
     top_p: float = 0.95,
     seed: int = 0,
-    precision: Literal["auto", "float32", "int8"] = "auto",
+    precision: Literal["auto", "float32", "int8", "int4"] = "auto",
     console: Here,
 ) -> None:
     """Talk to a model. Questions come from the terminal, or a line each from a pipe.
@@ -50,7 +50,7 @@ def chat(
         temperature: 0 takes the likeliest token.
         top_p: only the likeliest tokens that together have this probability.
         seed: of the draws.
-        precision: of weights and, for int8, of activations; auto: int8 where the compiled trunk can be had, bfloat16 on a GPU, else float32.
+        precision: of weights; auto: bfloat16 on a GPU, where the compiled trunk can be had int4 if the weights came in 4 bits and int8 if not, else float32.
     """
     from bedplate.core.generation import Sampling
     from bedplate.data.chat import Message

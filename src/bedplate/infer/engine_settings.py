@@ -10,6 +10,7 @@ import psutil
 import torch
 
 from bedplate.core.errors import BedplateError, ConfigError, ResourceError
+from bedplate.infer.cpu.choose import usual_precision
 from bedplate.infer.cpu.runner import CpuRunner
 from bedplate.infer.cuda_graphs import cuda_graphs
 from bedplate.infer.step import PAGE, Runner, Shape
@@ -32,7 +33,8 @@ class EngineSettings:
     """What an engine may use."""
 
     precision: Literal["auto", "float32", "int8", "int4"] = "auto"
-    """Of weights and, for int8, of activations. auto: int8 on a processor, bfloat16 on a GPU."""
+    """Of weights; below float32, activations are rounded to 8 bits. auto: bfloat16 on a GPU; on a processor int8, or int4 where at most 8 requests run side by
+    side and the weights came in 4 bits, so that nothing is lost."""
     backend: Literal["auto", "cpu", "torch"] = "auto"
     """cpu: the compiled trunk; torch: torch's operations, the only way on a GPU. auto: the compiled trunk where it can be had."""
     device: str = "auto"
@@ -85,7 +87,7 @@ class EngineSettings:
         if self.context > longest:
             raise ConfigError(f"context = {self.context} is longer than the model's {longest} positions", f"at most {longest}")
         context = self.context or longest
-        precision: Literal["float32", "int8", "int4"] = "int8" if self.precision == "auto" else self.precision
+        precision = usual_precision(model, self.most_running) if self.precision == "auto" else self.precision
         width = config.head_dim + -(-config.head_dim // PAGE) * PAGE  # values are filled up to whole lanes
         page_bytes = config.num_hidden_layers * config.num_key_value_heads * width * PAGE * (4 if precision == "float32" else 2)
         if dtype is not None:  # torch's keys are as wide as its values, and a page of them is nobody's (cuda_graphs.py)

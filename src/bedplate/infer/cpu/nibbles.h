@@ -69,33 +69,37 @@ template <int M, int P, bool AHEAD> static void nibble_rows(const Matrix& w, con
     }
 }
 
-// The line step x nibble + base nearest to numbers: from the least to the greatest, and some that let the ends go, each with the best line for its
-// nibbles. Numbers that lie on such a line are met exactly.
+// The line step x nibble + base nearest to numbers. Numbers that lie on a line of 16 steps or fewer are met exactly, wherever on it they lie; for
+// others, lines from the least to the greatest and some that let the ends go, each bettered for its nibbles.
 struct Line {
-    float step, base;
+    double step, base;
 };
+constexpr int FEWEST_STEPS = 4, NARROWER = 5;
 
 static inline Line line_of(const float* x, int count) {
-    float low = x[0], high = x[0], found = INFINITY;
-    for (int i = 1; i < count; i++) low = std::min(low, x[i]), high = std::max(high, x[i]);
+    double low = x[0], high = x[0], found = INFINITY;
+    for (int i = 1; i < count; i++) low = std::min(low, (double)x[i]), high = std::max(high, (double)x[i]);
+    const double span = high - low, nothing = 1e-8 * count * span * span;
     Line best = {0, low};
-    if (!(high > low)) return best;
-    for (int narrower = 0; narrower < 5 && found > 1e-10f * (high - low) * (high - low); narrower++) {
-        const float inside = 0.025f * narrower * (high - low), start = low + inside, step = (high - low - 2 * inside) / 15;
-        float n = 0, nn = 0, total = 0, both = 0, nibble[64];
+    if (!(span > 0)) return best;
+    const auto attempt = [&](Line line, bool better) {
+        double n = 0, nn = 0, total = 0, both = 0, error = 0, nibble[64];
         for (int i = 0; i < count; i++) {
-            nibble[i] = std::min(15.0f, std::max(0.0f, std::nearbyint((x[i] - start) / step)));
-            n += nibble[i], nn += nibble[i] * nibble[i], total += x[i], both += nibble[i] * x[i];
+            nibble[i] = std::min(15.0, std::max(0.0, std::nearbyint((x[i] - line.base) / line.step)));
+            n += nibble[i], nn += nibble[i] * nibble[i], total += x[i] - low, both += nibble[i] * (x[i] - low);
         }
-        const float spread = count * nn - n * n;
-        Line line = {step, start};
-        if (narrower && spread > 0) line.step = (count * both - n * total) / spread, line.base = (total - line.step * n) / count;
-        float error = 0;
+        const double spread = count * nn - n * n;
+        if (better && spread > 0) line.step = (count * both - n * total) / spread, line.base = low + (total - line.step * n) / count;
         for (int i = 0; i < count; i++) {
-            const float off = line.step * nibble[i] + line.base - x[i];
+            const double off = line.step * nibble[i] + line.base - x[i];
             error += off * off;
         }
         if (error < found && line.step > 0) found = error, best = line;
+    };
+    for (int steps = 15; steps >= FEWEST_STEPS && !(found < nothing); steps--) attempt({span / steps, low}, false);
+    for (int narrower = 0; narrower < NARROWER && !(found < nothing); narrower++) {
+        const double inside = 0.025 * narrower * span;
+        attempt({(span - 2 * inside) / 15, low + inside}, true);
     }
     return best;
 }
@@ -105,18 +109,18 @@ static void pack_nibble_row(const float* weight, int output, int inputs, int gro
     uint8_t* panel = out + (size_t)(output / LANES) * inputs * LANES / 2;
     factors += (size_t)(output / LANES) * (inputs / group) * FACTOR_BYTES;
     std::vector<Line> lines(halves);
-    float unit = 0;
+    double unit = 0;
     for (int k = 0; k < halves; k++) {
         lines[k] = line_of(weight + k * half, half);
         unit = std::max({unit, lines[k].step / 255, std::fabs(lines[k].base) / 32000});
     }
-    scale[output] = unit;
+    scale[output] = (float)unit;
     for (int k = 0; k < halves; k++) {
         const float* x = weight + k * half;
         const int factor = unit > 0 ? (int)std::lrintf(lines[k].step / unit) : 0;
-        const float step = factor * unit;
+        const double step = factor * unit;
         // The base that leaves no error on average, for nibbles chosen with the line's own.
-        float left = 0;
+        double left = 0;
         int nibble[64];
         for (int i = 0; i < half; i++) {
             nibble[i] = step > 0 ? std::min(15, std::max(0, (int)std::lrintf((x[i] - lines[k].base) / lines[k].step))) : 0;

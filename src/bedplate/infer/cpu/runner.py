@@ -92,7 +92,7 @@ class CpuRunner:
             precision != "float32",
             config.rms_norm_eps,
         )
-        self._head: Matrix = self._packer.matrix(model.head, None, "int8" if precision == "int4" else precision)
+        self._head: Matrix = self._packer.matrix(model.head, None, "int8" if precision == "int4" else precision)  # in 4 bits: +7.7% perplexity
         self._logits = np.empty((shape.rows, (-(-config.vocab_size // LANES) + 1) * LANES), np.float32)
         self._scratch, self._room = self._workplaces(max(shape.positions, shape.rows), context, shape.threads)
 
