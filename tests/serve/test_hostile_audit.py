@@ -10,6 +10,7 @@ from serve_gateway import serving
 
 from bedplate.core.errors import IntegrityError
 from bedplate.serve import audit as audit_module
+from bedplate.serve import audit_files
 from bedplate.serve.audit import AuditLog, AuditSettings, Entry
 from bedplate.serve.audit_chain import START, Record
 from bedplate.serve.audit_files import HEAD, file_name, files
@@ -147,6 +148,18 @@ def test_an_answer_that_the_disk_did_not_take_is_not_completed(tmp_path, monkeyp
         finally:
             served.gateway.audit._failure = None
             monkeypatch.undo()
+
+
+def test_a_receipt_is_found_slice_by_slice(tmp_path, signer, monkeypatch):
+    """The whole gateway stood still while a file of the audit was searched: 43 ms of 64 MB, as often as any tenant liked to ask for what is not there."""
+    log = AuditLog.open(tmp_path, signer, AuditSettings(rotate_bytes=4000))
+    for n in range(60):
+        log.append("answer", {"id": f"r{n % 50}", "turn": n // 50, "text": "x" * (n % 7)})
+    log.close()
+    for size in (1, 7, 64, 1000, 1 << 20):
+        monkeypatch.setattr(audit_files, "SLICE_BYTES", size)
+        assert [audit_files.find(tmp_path, f"r{n}").body["turn"] for n in range(50)] == [1] * 10 + [0] * 40
+        assert audit_files.find(tmp_path, "r") is None and audit_files.find(tmp_path, "r500") is None
 
 
 GUARDS = '[[rules]]\nname = "code word"\nreason = "not spoken of"\nliterals = ["nightjar"]\n'

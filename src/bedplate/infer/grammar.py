@@ -168,7 +168,7 @@ class Grammar:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise ResourceError(f"the form became too much on the way: {_first_line(self._matcher.get_error())}", "ask for a simpler one")
+            raise ConfigError(f"the form became too much on the way: {_first_line(self._matcher.get_error())}", "ask for a simpler one")
 
 
 def _first_line(text: str) -> str:

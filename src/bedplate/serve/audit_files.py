@@ -14,6 +14,8 @@ from bedplate.serve.signing import PublicKey
 
 HEAD = "head.json"
 PUBLIC = "audit.pub.pem"
+SLICE_BYTES = 1_048_576
+"""Searched at once: under a millisecond."""
 _NAME = re.compile(r"audit-(\d{12})\.jsonl")
 
 
@@ -125,14 +127,24 @@ def find(folder: Path, identity: str) -> Record | None:
         if path.stat().st_size == 0:
             continue
         with path.open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            at = data.rfind(needle)
+            at = _last(data, needle, len(data))
             while at >= 0:
                 start, end = data.rfind(b"\n", 0, at) + 1, data.find(b"\n", at)
                 record = _whole(data[start:end]) if end >= 0 else None
                 if record is not None and record.body.get("id") == identity:
                     return record
-                at = data.rfind(needle, 0, at)
+                at = _last(data, needle, at)
     return None
+
+
+def _last(data: mmap.mmap, needle: bytes, end: int) -> int:
+    """Where it stands last before a place; -1: nowhere. A slice at a time: while one is searched, no other thread of the process goes on."""
+    while end >= len(needle):
+        start = max(0, end - SLICE_BYTES - len(needle))
+        if (at := data.rfind(needle, start, end)) >= 0:
+            return at
+        end = start + len(needle) - 1 if start else 0
+    return -1
 
 
 def newest(folder: Path, kind: str, most: int, wanted: Callable[[Mapping[str, Any]], bool] = lambda body: True, most_bytes: int = 262_144) -> list[Record]:

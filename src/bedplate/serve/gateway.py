@@ -104,6 +104,8 @@ class Gateway:
         """What can be asked for."""
         self.reread: Callable[[], ServeSettings] = lambda: settings
         """Gives the settings as they are now, for `reload`."""
+        self.looking_up = asyncio.Semaphore(1)
+        """Held while the audit is searched: whoever asks for many receipts waits for itself, and no answer does."""
         self.draining = False
         """Whether no new requests are taken."""
         self._reloading = asyncio.Lock()
@@ -113,7 +115,7 @@ class Gateway:
         """Tell the log what the client is not told."""
         told = f"{error.message} ({error.hint})" if isinstance(error, BedplateError) else f"{type(error).__name__}: {error}"
         # A remote's words may be a client's, and a log is read in terminals.
-        LOG.error("request %s: %s", request_id, shown(told).replace("\n", "\u240a"), exc_info=None if isinstance(error, BedplateError) else error)
+        LOG.error("request %s: %s", request_id, shown(told).replace("\n", "\u240a"), exc_info=None if isinstance(error, (BedplateError, Refusal)) else error)
 
     def later(self, work: Callable[[], object]) -> None:
         """Do something off the loop, without anybody waiting for it; `close` waits."""

@@ -9,7 +9,8 @@
     on = ["answer"]
     regexes = ['[a-z0-9-]{1,63}\\.corp\\.example']
 
-Patterns run in RE2, which has no backtracking. Each must have a longest match (`{1,63}`, not `+`): as much of an answer is held back.
+They are looked for in a text as it is written, and as it is read (plain.py). Patterns run in RE2, which has no backtracking.
+Each must have a longest match (`{1,63}`, not `+`): as much of an answer is held back.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from bedplate.core.config import load
 from bedplate.core.contracts import Verdict
 from bedplate.core.errors import ConfigError
 from bedplate.serve.guards import ALLOWED, Look
+from bedplate.serve.plain import Plain, plain
 
 Where = Literal["prompt", "answer"]
 WIDEST_CHARACTERS = 2000
@@ -84,16 +86,25 @@ class RuleGuard:
         return self.look(text, 0, ended=True).verdict
 
     def look(self, text: str, fresh: int, *, ended: bool) -> Look:
-        """Whether what has come may pass. A match of a regular expression that touches the end is not yet one; all of it is held back, as none is longer."""
+        """Whether what has come may pass, as it is written and as it is read. A match of a regular expression that touches the end is not yet one; all of it is
+        held back, as none is longer."""
         text = _encodable(text)
-        settled = len(text) if ended else max(0, len(text) - self.reach_characters + 1)
+        read = plain(text)
+        look = self._look(Plain(text, None, len(text)), fresh, ended)
+        if not look.verdict.allowed or read.text == text:
+            return look
+        also = self._look(read, fresh, ended)
+        return Look(also.verdict, min(look.settled, also.settled))
+
+    def _look(self, view: Plain, fresh: int, ended: bool) -> Look:
+        length = len(view.text)
         for rule, pattern in self._rules:
-            for match in pattern.finditer(text):
-                if match.end() <= fresh:  # where the text was cut, a word seems to begin; what has left was judged when it was whole
+            for match in pattern.finditer(view.text):
+                if view.span(*match.span())[1] <= fresh:  # where the text was cut, a word seems to begin; what has left was judged when it was whole
                     continue
-                if ended or match.end() < len(text) or not rule.regexes:
+                if ended or match.end() < length or not rule.regexes:
                     return Look(Verdict(False, rule.reason, rule.name), 0)
-        return Look(ALLOWED, settled)
+        return Look(ALLOWED, view.characters if ended else view.place(max(0, length - self.reach_characters + 1)))
 
 
 def read(file: Path) -> GuardSettings:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -169,9 +169,20 @@ class GuardedTicket:
 @dataclass
 class _Choice:
     stream: GuardedStream
-    logprobs: deque[TokenLogprob] = field(default_factory=deque)
+    numbers: GuardedStream
+    """What the tokens spell whose probabilities are told: not always the text, and whatever it is, it leaves."""
+    logprobs: deque[tuple[int, TokenLogprob]] = field(default_factory=deque)
+    """With the characters of text that had come with each."""
+    came: int = 0
+    """Characters of text so far ..."""
+    left: int = 0
+    """... and those that have left."""
     released: int = 0
     """Characters that have left, less those of the tokens whose probabilities have."""
+    spelled: int = 0
+    """The same of what tokens spell."""
+    before: str = ""
+    """The last that was spelled."""
     over: bool = False
 
 
@@ -182,7 +193,8 @@ class _Answer:
         self._guards, self._deliver, self._ticket = guards, deliver, ticket
         # What could have been said is checked word by word, or by guards that take their time not told at all.
         self._quick = all(isinstance(guard, StreamingGuard) and not isinstance(guard, Windowed) for guard in guards)
-        self._choices = [_Choice(GuardedStream(guards)) for _ in range(n)]
+        self._reach = max((guard.reach_characters for guard in guards if isinstance(guard, StreamingGuard)), default=0)
+        self._choices = [_Choice(GuardedStream(guards), GuardedStream(guards)) for _ in range(n)]
         self._broken = False
 
     def take(self, piece: Piece) -> None:
@@ -202,14 +214,17 @@ class _Answer:
         for call in piece.tool_calls:
             verdict = verdict if not verdict.allowed else self._call(call)
         if verdict.allowed and piece.label is not None:
-            verdict = checked(self._guards, piece.label.label)
+            verdict = self._all((piece.label.label, *piece.label.probabilities))
         if verdict.allowed and piece.finish is not None:
             out += choice.stream.end()
             verdict = choice.stream.verdict
         if not verdict.allowed:
             self._refuse(piece, choice, verdict)
             return
-        choice.logprobs.extend(piece.logprobs)
+        choice.came += len(piece.text)
+        for one in piece.logprobs:
+            choice.logprobs.append((choice.came, one))
+            choice.spelled += len(choice.numbers.push(one.said.text))
         passed = replace(piece, text=out, logprobs=self._told(choice, len(out), piece.finish is not None))
         choice.over = piece.finish is not None
         if passed.text or passed.tool_calls or passed.logprobs or passed.label or passed.finish is not None or passed.usage is not None:
@@ -232,16 +247,31 @@ class _Answer:
             self._ticket.cancel()
 
     def _call(self, call: ToolCall) -> Verdict:
-        verdicts = (checked(self._guards, text) for text in texts_of_call(call))
+        return self._all(texts_of_call(call))
+
+    def _all(self, texts: Iterable[str]) -> Verdict:
+        verdicts = (checked(self._guards, text) for text in texts)
         return next((verdict for verdict in verdicts if not verdict.allowed), ALLOWED)
 
     def _told(self, choice: _Choice, characters: int, ended: bool) -> tuple[TokenLogprob, ...]:
         choice.released += characters
+        choice.left += characters
+        if ended:
+            choice.numbers.end()
+        if not choice.numbers.verdict.allowed:  # they spell what must not pass, though the text does not: it goes without them
+            choice.logprobs.clear()
         told = []
-        while choice.logprobs and (ended or len(choice.logprobs[0].said.text) <= choice.released):
-            one = choice.logprobs.popleft()
-            choice.released -= len(one.said.text)
-            top = tuple(other for other in one.top if checked(self._guards, other.text).allowed) if self._quick else ()
+        while choice.logprobs:
+            came, one = choice.logprobs[0]
+            length = len(one.said.text)
+            if not ended and (came > choice.left or length > choice.released or length > choice.spelled):
+                break
+            choice.logprobs.popleft()
+            choice.released -= length
+            choice.spelled -= length
+            # Behind what was said: a word's last token can be forbidden, and would be read here.
+            top = tuple(other for other in one.top if checked(self._guards, choice.before + other.text).allowed) if self._quick else ()
+            choice.before = (choice.before + one.said.text)[-self._reach :] if self._reach else ""
             told.append(replace(one, top=top))
         return tuple(told)
 

@@ -80,6 +80,8 @@ class OidcSettings:
 class _Known(NamedTuple):
     caller: Caller
     until_s: float
+    """When it is to be looked at again."""
+    expires_s: float
 
 
 Fetch = Callable[[str], bytes]
@@ -119,6 +121,12 @@ class Oidc:
                 return None
             return found.caller
 
+    def left_s(self, token: str) -> float:
+        """Seconds for which a token that was recognised a moment ago still holds; 0: it is not known."""
+        with self._turn:
+            found = self._known.get(hashlib.sha256(token.encode("utf-8", "replace")).digest())
+        return 0.0 if found is None else max(0.0, found.expires_s - self._clock())
+
     def identify(self, token: str) -> Caller:
         """Whose token it is.
 
@@ -129,9 +137,10 @@ class Oidc:
         claims = self._claims(token)
         caller = self._caller(claims)
         # Checked again within a minute or so: a key that the provider withdraws stops counting.
-        until_s = min(float(claims["exp"]) + self.settings.leeway_s, self._clock() + min(60.0, self.settings.refetch_s))
+        expires_s = float(claims["exp"]) + self.settings.leeway_s
+        until_s = min(expires_s, self._clock() + min(60.0, self.settings.refetch_s))
         with self._turn:
-            self._known[hashlib.sha256(token.encode()).digest()] = _Known(caller, until_s)
+            self._known[hashlib.sha256(token.encode()).digest()] = _Known(caller, until_s, expires_s)
             while len(self._known) > MOST_KNOWN:
                 self._known.popitem(last=False)
         return caller
@@ -200,7 +209,11 @@ class Oidc:
         raise _refused("it is signed by a key that the provider does not list")
 
     def _refetch(self, name: str) -> None:
-        with self._fetching:
+        if not self._fetching.acquire(blocking=not self._keys):  # before the first keys are here, all wait for them
+            if name in self._keys:
+                return
+            raise RemoteError(f"the keys of {self.settings.issuer} are being fetched", "ask again in some seconds")
+        try:
             now_s = self._clock()
             soonest_s = self.settings.refetch_s if name in self._keys else min(self.settings.refetch_s, UNKNOWN_S)
             if self._fetched_s is not None and now_s - self._fetched_s < soonest_s:
@@ -213,6 +226,8 @@ class Oidc:
             except (OSError, DataError) as error:
                 if name not in self._keys:
                     raise RemoteError(f"the keys of {self.settings.issuer} cannot be had", f"they are tried again in {soonest_s:g} s") from error
+        finally:
+            self._fetching.release()
 
     def _read_file(self, file: Path) -> None:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 from bedplate.core.errors import PolicyError, RemoteError
 from bedplate.serve.caller import SCOPES, Caller
@@ -17,6 +18,8 @@ from bedplate.serve.settings import ServeSettings
 LOCAL = Caller("local", "local", frozenset(SCOPES), "anybody on this machine")
 """Who asks where there are no keys."""
 LOCAL_HOST = re.compile(rb"(localhost|127\.\d{1,3}\.\d{1,3}\.\d{1,3}|\[::1\])(:\d{1,5})?")
+WAITING = 4
+"""Threads that may wait for an identity provider: a slow one holds up nobody who has a key."""
 SAFE = ("GET", "HEAD", "OPTIONS")
 
 
@@ -33,6 +36,7 @@ class Reception:
     def __init__(self, settings: ServeSettings) -> None:
         self.ring = None if settings.keys is None else KeyRing(settings.keys)
         self.oidc = Oidc(settings.oidc) if settings.oidc.issuer else None
+        self._waiting = ThreadPoolExecutor(WAITING, "oidc")  # started as it is needed
         self.sessions = Sessions(settings.session_s, self._still)
 
     @property
@@ -71,11 +75,17 @@ class Reception:
         if (caller := self.oidc.known(secret)) is not None:
             return caller
         try:
-            return await asyncio.get_running_loop().run_in_executor(None, self.oidc.identify, secret)
+            return await asyncio.get_running_loop().run_in_executor(self._waiting, self.oidc.identify, secret)
         except PolicyError:
             return None
         except RemoteError as error:
             raise Refusal(503, error.message, code="identity_provider", retry_after_s=5.0) from error
+
+    def session_s(self, secret: str) -> float:
+        """Seconds that a session may last which this key or token opens: no longer than the token. That of a key ends with it, whenever that is."""
+        if self.oidc is None or secret.startswith(PREFIX):
+            return self.sessions.length_s
+        return min(self.sessions.length_s, self.oidc.left_s(secret))
 
     def _still(self, caller: Caller) -> bool:
         return caller.id.startswith("oidc-") or (self.ring is not None and self.ring.still(caller))

@@ -12,12 +12,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any, Literal
 
 from bedplate.core.errors import ConfigError, did_you_mean
 from bedplate.core.files import sha256_bytes
 from bedplate.core.generation import THINGS, Ask
 from bedplate.data import privacy
+from bedplate.serve.plain import personal
 
 Mode = Literal["none", "redact", "digests"]
 
@@ -83,12 +85,12 @@ class Redactor:
         turns = []
         for turn in ask.turns:
             parts: list[dict[str, Any]] = []
-            for part in turn.parts:
-                if part.sense == "text":
-                    parts.append(plain(self.text(part.text, salt)))
+            for is_text, stretch in groupby(turn.parts, lambda part: part.sense == "text"):
+                if is_text:  # as one: what begins in one part may end in the next
+                    parts.append(plain(self.text("".join(part.text for part in stretch), salt)))
                 else:
-                    parts.append({"sense": part.sense} | thing(part.data, salt))
-            calls = [{"id": call.id, "name": call.name, "arguments": plain(self.text(call.arguments, salt))} for call in turn.tool_calls]
+                    parts += [{"sense": part.sense} | thing(part.data, salt) for part in stretch]
+            calls = [{name: plain(self.text(getattr(call, name), salt)) for name in ("id", "name", "arguments")} for call in turn.tool_calls]
             turns.append({"role": turn.role, "parts": parts} | ({"tool_calls": calls} if calls else {}))
         return {"turns": turns}
 
@@ -105,7 +107,7 @@ def masked(text: str, keep: tuple[str, ...] = ()) -> tuple[str, Counter[str]]:
     def without(stretch: str) -> str:
         parts: list[str] = []
         at = 0
-        for finding in privacy.find(stretch, without=keep):
+        for finding in personal(stretch, keep):
             parts += [stretch[at : finding.start], f"[{finding.kind}]"]
             found[finding.kind] += 1
             at = finding.end

@@ -20,6 +20,7 @@ from bedplate.data import privacy
 from bedplate.serve.breaker import BreakerSettings
 from bedplate.serve.budget import BudgetSettings
 from bedplate.serve.guarded import texts_of
+from bedplate.serve.plain import personal
 
 
 @dataclass(frozen=True)
@@ -216,7 +217,7 @@ def classify(ask: Ask, settings: DataSettings) -> Classified:
         said.append(Classified(settings.unreadable, "holds what cannot be read"))
     strongest = max(said, key=lambda one: rank[one.name])
     if rank[settings.personal] > rank[strongest.name]:  # otherwise looking could change nothing
-        kinds = sorted({finding.kind for text in texts_of(ask) for finding in privacy.find(text, settings.without)})
+        kinds = sorted({finding.kind for text in texts_of(ask) for finding in personal(text, settings.without)})
         if kinds:
             return Classified(settings.personal, f"holds: {', '.join(kinds)}")
     return strongest

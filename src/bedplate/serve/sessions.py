@@ -39,10 +39,10 @@ class Sessions:
         self._still, self._clock = still, clock
         self._sessions: OrderedDict[bytes, _Session] = OrderedDict()
 
-    def open(self, caller: Caller) -> str:
-        """A new session: the cookie's value."""
+    def open(self, caller: Caller, length_s: float | None = None) -> str:
+        """A new session, of the usual length or a shorter one: the cookie's value."""
         token = secrets.token_urlsafe(32)
-        self._sessions[_digest(token)] = _Session(caller, self._clock() + self.length_s)
+        self._sessions[_digest(token)] = _Session(caller, self._clock() + (self.length_s if length_s is None else length_s))
         while len(self._sessions) > MOST:
             self._sessions.popitem(last=False)
         return token

@@ -27,11 +27,12 @@ async def log_in(call: Call) -> Response:
     raw = await call.request.body()
     fields = parse_qs(raw.decode("utf-8", "replace"), max_num_fields=10)
     onwards = local_path(fields.get("next", ["/"])[0])
-    caller = await call.gateway.reception.known(fields.get("key", [""])[0].strip())
+    reception, secret = call.gateway.reception, fields.get("key", [""])[0].strip()
+    caller = await reception.known(secret)
     if caller is None:
         return HTMLResponse(page(onwards, "This key is unknown, expired or revoked."), 401)
-    sessions = call.gateway.reception.sessions
-    return RedirectResponse(onwards, 303, {"set-cookie": cookie(sessions.open(caller), sessions.length_s, _secure(call))})
+    length_s = reception.session_s(secret)
+    return RedirectResponse(onwards, 303, {"set-cookie": cookie(reception.sessions.open(caller, length_s), length_s, _secure(call))})
 
 
 async def log_out(call: Call) -> Response:

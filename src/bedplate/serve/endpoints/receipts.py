@@ -25,7 +25,8 @@ async def receipt(call: Call) -> Response:
         allowed = found is not None and (found.facts.tenant == call.caller.tenant or call.caller.may("admin"))
         return found.as_json() if found is not None and allowed else None
 
-    told = await asyncio.get_running_loop().run_in_executor(None, find)
+    async with gateway.looking_up:
+        told = await asyncio.get_running_loop().run_in_executor(None, find)
     if told is None:
         raise missing
     return answer(told)

@@ -60,7 +60,8 @@ async def _find(call: Call) -> Receipt | None:
         except DataError:
             return None
 
-    found = await off_the_loop(find)
+    async with gateway.looking_up:
+        found = await off_the_loop(find)
     return found if found is not None and (found.facts.tenant == call.caller.tenant or call.caller.may("admin")) else None
 
 
