@@ -19,36 +19,7 @@ from bedplate.evaluate.tasks import TASKS
 from bedplate.evaluate.tasks.answers import FINAL
 from bedplate.evaluate.tasks.own import own_task
 from bedplate.evaluate.working import Retrieve, ranked
-from bedplate.infer.answer import answer
-from bedplate.infer.answers import answers, before
-from bedplate.modality.sequence import Sequence as Positions
-
-PROMPTS = ("the quiet river", "a", "children count lamps and birds return before winter rain", "stone", "boats past the")
-
-
-def positions(ids):
-    """Token ids as a sequence that is only looked at."""
-    return Positions(ids.astype(np.int32), *(np.zeros(len(ids), kind) for kind in (np.int8, np.int32, bool)))
-
-
-@pytest.mark.parametrize("rows", [1, 2, 16])
-def test_answers_in_rows_are_those_of_one_at_a_time(base, rows):
-    asked = [np.concatenate([base.ends.ids, base.encoder.encode(prompt)]) for prompt in PROMPTS]
-    one = [answer(base, positions(a), [], 12) for a in asked]
-    assert answers(base, asked, [], 12, rows=rows) == one and len(set(one)) > 1
-    ends = [int(base.encoder.encode(one[0])[3])]
-    ended = answers(base, asked, ends, 12, rows=rows)
-    assert ended == [answer(base, positions(a), ends, 12) for a in asked]
-
-
-def test_an_answer_ends_before_a_stop(base):
-    asked = [np.concatenate([base.ends.ids, base.encoder.encode(prompt)]) for prompt in PROMPTS]
-    whole = answers(base, asked, [], 12)
-    stop = whole[0][4:6]
-    assert answers(base, asked, [], 12, [stop]) == [before(text, [stop]) for text in whole] and before("abcabc", ["ca", "b"]) == "a"
-    assert answers(base, [], [], 5) == []
-    with pytest.raises(ConfigError, match="tokens wanted"):
-        answers(base, asked, [], 10**6)
+from bedplate.infer.answers import Answers
 
 
 def test_only_what_is_written_in_the_form_counts():
@@ -177,7 +148,7 @@ def test_tasks_that_write_end_to_end(base_folder, tmp_path, lines, capsys):
 def test_a_conversation_is_asked_by_the_template(base_folder, monkeypatch):
     subject = Subject.load(base_folder, template="chat")
     seen = []
-    monkeypatch.setattr("bedplate.evaluate.subject.answers", lambda base, asked, *rest: seen.extend(base.decode(ids) for ids in asked) or ["x"])
+    monkeypatch.setattr(Answers, "texts", lambda self, asked, *rest: seen.extend(self.base.decode(one.tokens) for one in asked) or ["x"])
     subject.answers(["hello"], 4)
     assert "<|im_start|>user\nhello<|im_end|>" in seen[0] and seen[0].endswith("<|im_start|>assistant\n")
 

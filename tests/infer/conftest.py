@@ -1,4 +1,4 @@
-"""Makes `paged` importable."""
+"""Makes `paged` and `workers` importable."""
 
 import sys
 from pathlib import Path

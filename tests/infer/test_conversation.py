@@ -9,13 +9,13 @@ from bedplate.adapt.encode import compose, said
 from bedplate.core.errors import ConfigError, ResourceError, StateError
 from bedplate.core.generation import Ask, Sampling, Turn
 from bedplate.data.chat import Message
-from bedplate.infer.answer import answer
 from bedplate.infer.conversation import Conversation
 from bedplate.infer.engine import Engine
 from bedplate.infer.engine_settings import EngineSettings
 from bedplate.infer.native import Native
 from bedplate.testing.bases import tiny_base
 from bedplate.testing.generators import FakeGenerator
+from bedplate.testing.slow_answer import answer
 
 SHORT = Sampling(max_tokens=24)
 

@@ -16,7 +16,6 @@ from bedplate.adapt.encode import collate, compose, said
 from bedplate.core.errors import ConfigError, ResourceError, StateError
 from bedplate.core.generation import Sampling
 from bedplate.data.document import Segment
-from bedplate.infer.answer import answer
 from bedplate.infer.engine import Engine
 from bedplate.infer.engine_settings import EngineSettings
 from bedplate.infer.request import Request
@@ -28,6 +27,7 @@ from bedplate.testing.corpora import tiny_specs
 from bedplate.testing.heard import Heard
 from bedplate.testing.models import family_model, tiny_model
 from bedplate.testing.requests import words
+from bedplate.testing.slow_answer import answer
 
 USUAL = EngineSettings(precision="float32", threads=1, context=512, cache_bytes=2**22, most_running=8)
 

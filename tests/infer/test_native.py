@@ -1,23 +1,21 @@
 """What the native generator makes of questions: classifying and embedding workers as `Worker` has them, pictures, raw prompts, echoes, what is refused."""
 
 import io
-import json
 import math
 import threading
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from workers import PREDICTING, TEXTS, made
 
 from bedplate.adapt.base import Base
-from bedplate.adapt.loop import adapt
-from bedplate.adapt.settings import AdaptSettings, ExampleSettings, MethodSettings, TrainSettings
-from bedplate.core.config import Resolved
+from bedplate.adapt.examples import Row
+from bedplate.adapt.loop import restore
 from bedplate.core.errors import BedplateError, ConfigError, DataError
 from bedplate.core.generation import Ask, Form, Part, Sampling, Tool, Turn, stream, whole
-from bedplate.core.run import Run
 from bedplate.infer import grammar
-from bedplate.infer.answer import answer
 from bedplate.infer.engine import Engine
 from bedplate.infer.engine_settings import EngineSettings
 from bedplate.infer.native import Native
@@ -25,29 +23,16 @@ from bedplate.infer.reading import read
 from bedplate.infer.worker import Worker
 from bedplate.testing.bases import tiny_base
 from bedplate.testing.corpora import WORDS, tiny_specs
+from bedplate.testing.slow_answer import answer
 from bedplate.testing.slow_engine import SlowEngine
-
-TEXTS = [" ".join(WORDS[n : n + 4]) for n in range(8)]
-
-
-def made(folder, task, rows, **data):
-    """An adapter for a job, as `bedplate adapt` makes one."""
-    (folder / f"{task}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    settings = AdaptSettings(
-        base=folder / "base", to=folder / task, task=task, data=ExampleSettings(file=folder / f"{task}.jsonl", **data),
-        method=MethodSettings(name="lora"), train=TrainSettings(device="cpu", threads=1, epochs=1),
-    )  # fmt: skip
-    with Run.open(folder / f"{task}.run", "adapt", Resolved(settings, {})) as run:
-        adapt(settings, run)
-    return folder / task
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("native")
     tiny_base(folder, tiny_specs())
-    made(folder, "classify", [{"text": text, "label": ("quiet", "busy")[n % 2]} for n, text in enumerate(TEXTS)])
-    made(folder, "embed", [{"text": text, "positive": text[::-1]} for text in TEXTS])
+    for task in PREDICTING:
+        made(folder, task)
     made(folder, "generate", [{"prompt": text, "completion": "lamps"} for text in TEXTS], template="raw")
     return folder
 
@@ -60,7 +45,7 @@ def native(request, folder):
     else:
         engine = SlowEngine(base, folder=folder / "base")
     native = Native(engine)
-    for task in ("classify", "embed", "generate"):
+    for task in (*PREDICTING, "generate"):
         assert native.register(task, folder / task).task == task
     yield native
     native.close()
@@ -94,16 +79,61 @@ def test_what_forms_need_is_made_when_a_generator_opens_and_once(folder, monkeyp
     native.close()
 
 
-def test_a_classifying_worker_says_what_worker_says(native, folder):
-    for text, wanted in zip(TEXTS, Worker.load(folder / "base", folder / "classify").predict(TEXTS)):
-        for ask in (Ask("classify", prompt=text, want="label"), Ask("classify", turns=(Turn.of("user", text),), want="label")):
-            found = last(native, ask).label
-            assert found.label == (wanted.label or "") and found.probabilities == pytest.approx(wanted.probabilities, abs=1e-5)
+@pytest.mark.parametrize("task", PREDICTING)
+def test_a_worker_predicts_what_its_task_does(native, folder, task):
+    """What the network itself, adapted in place, says of the same examples."""
+    base = Base.load(folder / "base")
+    own = restore(base, folder / task)
+    for text in TEXTS:
+        turns = tuple(Turn.of("user", one) for one in ((text, *TEXTS[:3]) if task == "rank" else (text,)))
+        row = {"query": text, "texts": TEXTS[:3]} if task == "rank" else {"text": text}
+        item = own.encode(Row(1, row, lambda name: b""), learn=False)
+        with torch.no_grad():
+            wanted = own.predict(item, torch.cat([own.regard(one, own.model.hidden(own.batch([one]), own.layers)[0]) for one in item.sequences]))
+        asks = [Ask(task, turns=turns, want="prediction")]
+        asks += [] if task == "rank" else [Ask(task, prompt=text, want="prediction")]
+        for ask in asks:
+            assert native.count(ask) == item.positions
+            found = last(native, ask).prediction
+            assert type(found) is type(wanted) and near(found, wanted)
 
 
-def test_an_embedding_worker_says_what_worker_says(native, folder):
-    for text, wanted in zip(TEXTS, Worker.load(folder / "base", folder / "embed").predict(TEXTS)):
-        assert last(native, Ask("embed", prompt=text, want="vector")).vector == pytest.approx(wanted.vector, abs=1e-5)
+def near(one, other):
+    if isinstance(one, float):
+        return one == pytest.approx(other, abs=2e-5)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(near(one[name], other[name]) for name in one)
+    return len(one) == len(other) and all(map(near, one, other)) if isinstance(one, tuple) else one == other
+
+
+def test_a_long_text_is_read_in_windows_and_its_words_see_what_follows(folder):
+    """Longer than a step and, cut between words, than what a worker reads at once."""
+    base = Base.load(folder / "base")
+    native = Native(Engine(base, EngineSettings(precision="float32", threads=1, cache_bytes=2**26, step_positions=16)))
+    native.register("extract", folder / "extract")
+    task = native._engine.adapters["extract"].task
+    assert task.both_ways
+    text = " ".join(WORDS) * 90
+    item = task.cut(text)
+    assert len(item.sequences) > 1 and max(map(len, item.sequences)) > 16 + 64
+    with torch.no_grad():
+        own = restore(Base.load(folder / "base"), folder / "extract")
+        wanted = own.predict(item, torch.cat([own.regard(one, own.model.hidden(own.batch([one]), own.layers)[0]) for one in item.sequences]))
+    ask = Ask("extract", prompt=text, want="prediction")
+    assert near(last(native, ask).prediction, wanted) and native.count(ask) == item.positions > base.model.config.max_position_embeddings
+    assert last(native, Ask(prompt="the river", sampling=Sampling(max_tokens=3))).finish is not None, "others are answered as before"
+    native.close()
+
+
+def test_a_query_with_a_picture_is_ranked(native):
+    texts = [Turn.of("user", text) for text in TEXTS[:2]]
+    seen = last(native, Ask("rank", turns=(Turn("user", (Part("text", "which"), Part("image", data=picture()))), *texts), want="prediction")).prediction
+    plain = last(native, Ask("rank", turns=(Turn.of("user", "which"), *texts), want="prediction")).prediction
+    assert len(seen.scores) == 2 and seen.scores != plain.scores
+    for turns in (texts[:1], [texts[0], Turn("user", (Part("image", data=picture()),))], [texts[0], Turn.of("user", " ")]):
+        with pytest.raises((ConfigError, DataError)) as caught:
+            native.submit(Ask("rank", turns=tuple(turns), want="prediction"), print)
+        assert caught.value.hint
 
 
 def test_a_worker_that_learned_raw_prompts_is_asked_so(native, folder):
@@ -119,13 +149,13 @@ def test_pictures_sounds_and_numbers_are_seen(native, folder):
     base = Base.load(folder / "base")
     turns = (Turn("user", (Part("text", "what is it"), Part("image", data=picture()))),)
     ask = Ask(turns=turns, sampling=Sampling(max_tokens=8))
-    question = read(base, None, ask).positions
+    question = read(base, None, ask).sequences[0]
     assert "image" in question.units and native.count(ask) == len(question)
     assert whole(native, ask) == [answer(base, question, base.template.ends(), 8)]
-    seen = last(native, Ask(turns=turns, want="vector")).vector
-    assert seen != last(native, Ask(turns=(Turn.of("user", "what is it"),), want="vector")).vector
+    seen = last(native, Ask(turns=turns, want="vector")).prediction
+    assert seen != last(native, Ask(turns=(Turn.of("user", "what is it"),), want="vector")).prediction
     numbers = Ask(turns=(Turn("user", (Part("series", data=b"load\n1\n2\n3.5\n"), Part("text", "and then?"))),), sampling=Sampling(max_tokens=2))
-    assert whole(native, numbers) is not None and "series" in read(base, None, numbers).positions.units
+    assert whole(native, numbers) is not None and "series" in read(base, None, numbers).sequences[0].units
 
 
 @pytest.mark.parametrize(
@@ -151,7 +181,7 @@ def test_a_sense_that_was_never_learned_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "ask",
     [
-        Ask("classify", prompt="a"), Ask("classify", prompt="a", want="vector"), Ask(prompt="a", want="label"), Ask("embed", prompt="a", want="label"), Ask("clasify", prompt="a"),
+        Ask("classify", prompt="a"), Ask("classify", prompt="a", want="vector"), Ask(prompt="a", want="prediction"), Ask("rank", prompt="a", want="prediction"), Ask("generate", prompt="a", want="prediction"), Ask("clasify", prompt="a"),
         Ask(prompt="a", sampling=Sampling(n=10_000)), Ask(prompt="a", sampling=Sampling(logit_bias={-1: 1.0})), Ask(prompt=(10**6,)), Ask(prompt=(-1,), want="vector"),
         Ask(prompt="a", sampling=Sampling(max_tokens=10**6)), Ask(prompt="a", form=Form(regex="(")), Ask(prompt="a", tool_choice="required"),
         Ask(prompt="a", tools=(Tool("time"),), tool_choice="tme"), Ask(prompt=" ", want="vector"),
@@ -168,7 +198,7 @@ def test_an_unregistered_worker_is_gone(native, folder):
     assert "again" in [card.name for card in native.workers()]
     native.unregister("again")
     with pytest.raises(ConfigError):
-        native.submit(Ask("again", prompt="a", want="label"), print)
+        native.submit(Ask("again", prompt="a", want="prediction"), print)
 
 
 def test_numbers_of_an_echo_are_those_of_the_model(native, folder):

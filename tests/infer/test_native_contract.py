@@ -1,6 +1,7 @@
 """The native generator keeps to the contract, over the engine in either way to compute and over its slow twin."""
 
 import pytest
+from workers import PREDICTING, made
 
 from bedplate.adapt.base import Base
 from bedplate.infer.engine import Engine
@@ -13,22 +14,35 @@ from bedplate.testing.slow_engine import SlowEngine
 
 
 class Contract(GeneratorContract):
+    predicts = frozenset(PREDICTING)
+
     @pytest.fixture(scope="class")
-    def generator(self, make):
+    def generator(self, make, folder):
         native = make()
+        for task in PREDICTING:
+            native.register(task, folder / task)
         yield native
         native.close()
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    return Base.load(tiny_base(tmp_path_factory.mktemp("base"), tiny_specs()))
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("workers")
+    tiny_base(folder, tiny_specs())
+    for task in PREDICTING:
+        made(folder, task)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def base(folder):
+    return Base.load(folder / "base")
 
 
 class TestSlowEngine(Contract):
     @pytest.fixture(scope="class")
-    def make(self, base):
-        return lambda: Native(SlowEngine(base))
+    def make(self, base, folder):
+        return lambda: Native(SlowEngine(base, folder=folder / "base"))
 
 
 class TestEngine(Contract):

@@ -9,11 +9,15 @@ from hypothesis import strategies as st
 
 from bedplate.core.generation import Alternative, TokenLogprob
 from bedplate.data.tokenizer import Encoder
-from bedplate.infer.answers import before
 from bedplate.infer.words import ByBytes, ByWindow, Stops, Words, decoder
 from bedplate.testing.corpora import tiny_tokenizer
 
 BYTES = Encoder(tiny_tokenizer().to_str())
+
+
+def before(text, stops):
+    """A text up to the first of the stops."""
+    return text[: min((at for stop in stops if (at := text.find(stop)) >= 0), default=len(text))]
 
 
 def pieces_like_sentencepiece():

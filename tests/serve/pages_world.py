@@ -101,7 +101,7 @@ def world(folder, step_s=0.01, scopes=(*USER, "admin"), generator=None, **change
     digests = {name: artifact(path, "adapter", {"base": model, "examples": name[0] * 64}) for name, path in adapters.items()}
     write_run(folder / "work" / "pretrain-harbour", 400, began_s=time.time() - 9000)
     write_run(folder / "work" / "adapt-triage", 140, loss=4.2, finished=False, seed=5)
-    fake = generator or FakeGenerator(workers=("triage", "summary"), classifiers=("sorter",), digest=model, step_s=step_s)
+    fake = generator or FakeGenerator(workers=("triage", "summary"), predictors={"sorter": "classify"}, digest=model, step_s=step_s)
     if generator is None:
         fake._cards = {n: dataclasses.replace(c, digests={"model": model} | ({"adapter": digests[n]} if n else {})) for n, c in fake._cards.items()}
     settings = {

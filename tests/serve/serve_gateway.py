@@ -10,7 +10,7 @@ from bedplate.serve.listen import Server, bind
 from bedplate.serve.settings import ListenSettings, ServeSettings
 from bedplate.testing.generators import FakeGenerator
 
-USER = ("generate", "embed", "classify", "transcribe", "models", "receipts")
+USER = ("generate", "embed", "classify", "predict", "rerank", "transcribe", "models", "receipts")
 
 
 class Served:
@@ -29,7 +29,7 @@ def serving(folder, fake=None, scopes=USER, table=ROUTES, listen=None, remotes=N
     """A gateway in a thread of its own; ended at the end."""
     folder.mkdir(parents=True, exist_ok=True)
     made = keys.add(folder / "keys.json", name="tests", tenant="soc", scopes=scopes)
-    fake = fake or FakeGenerator(workers=("triage",), classifiers=("sorter",), embedders=("finder",))
+    fake = fake or FakeGenerator(workers=("triage",), predictors={"sorter": "classify", "finder": "embed", "meter": "regress", "marker": "extract", "ranker": "rank"})
     settings = ServeSettings(**{"keys": folder / "keys.json", "listen": ListenSettings(port=0, **(listen or {})), "routes": routes_file, **changes})
     gateway = Gateway(settings, {name: fake}, remotes)
     ready = threading.Event()

@@ -21,7 +21,7 @@ JSON = st.recursive(
 PATHS = {
     "/v1/chat/completions": schemas.ChatBody, "/v1/completions": schemas.CompletionBody, "/v1/embeddings": schemas.EmbeddingBody,
     "/v1/classify": schemas.ClassifyBody, "/v1/images/generations": schemas_made.ImageBody, "/v1/audio/speech": schemas_made.SpeechBody,
-    "/v1/forecasts": schemas_made.ForecastBody,
+    "/v1/predict": schemas.PredictBody, "/v1/rerank": schemas.RerankBody, "/v1/forecasts": schemas_made.ForecastBody,
 }  # fmt: skip
 
 
@@ -30,7 +30,7 @@ class Inside:
 
     def __init__(self):
         self.loop = asyncio.new_event_loop()
-        self.fake = FakeGenerator(classifiers=("sorter",), context_tokens=256)
+        self.fake = FakeGenerator(predictors={"sorter": "classify", "meter": "regress", "marker": "extract", "ranker": "rank"}, context_tokens=256)
         self.gateway = Gateway(ServeSettings(), {"fake": self.fake})
         self.app = create_app(self.gateway)
         self.loop.run_until_complete(self.gateway.start())

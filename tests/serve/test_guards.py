@@ -11,7 +11,8 @@ from places import Heard, Place, said
 
 from bedplate.core.contracts import Guard, Verdict
 from bedplate.core.errors import ConfigError, PolicyError, RemoteError
-from bedplate.core.generation import Alternative, Ask, Form, Label, Part, Piece, Sampling, TokenLogprob, Tool, ToolCall, Turn, Usage, stream
+from bedplate.core.generation import Alternative, Ask, Form, Part, Piece, Sampling, TokenLogprob, Tool, ToolCall, Turn, Usage, stream
+from bedplate.core.prediction import Extraction, Found, Label, Vector
 from bedplate.serve.guard_rules import GuardSettings, RuleGuard, RuleSettings, read, rule_guards
 from bedplate.serve.guarded import Guarded, Guards
 from bedplate.serve.guards import GuardedStream, StreamingGuard, Whole, Windowed, checked
@@ -234,15 +235,16 @@ def test_a_refused_answer_ends_and_its_generator_is_told_to_stop():
 
 
 def test_an_allowed_answer_is_whole_with_everything_that_came_with_it():
-    label = Label("spam", {"spam": 1.0})
-    for pieces in (said("a", "b", "c"), [Piece(label=label, finish="stop", usage=Usage(1, 0, 0))], [Piece(vector=(1.0,), finish="stop", usage=Usage(1, 0, 0))]):
+    label = Label("spam", ("spam",), 1.0, {"spam": 1.0})
+    for pieces in (said("a", "b", "c"), [Piece(prediction=label, finish="stop", usage=Usage(1, 0, 0))], [Piece(prediction=Vector((1.0,)), finish="stop", usage=Usage(1, 0, 0))]):
         place, heard = Place(pieces), Heard()
         guarded(place, answer=(literal_guard("bad"), Fake())).submit(ask(), heard)
         assert heard.text == "".join(piece.text for piece in pieces)
-        assert (heard[-1].finish, heard[-1].usage, heard[-1].label, heard[-1].vector) == (pieces[-1].finish, pieces[-1].usage, pieces[-1].label, pieces[-1].vector)
+        assert (heard[-1].finish, heard[-1].usage, heard[-1].prediction) == (pieces[-1].finish, pieces[-1].usage, pieces[-1].prediction)
     heard = Heard()
-    guarded(Place([Piece(label=Label("bad", {}), finish="stop", usage=Usage(1, 0, 0))]), answer=(literal_guard("bad"),)).submit(ask(), heard)
-    assert heard[-1].finish == "guard" and heard[-1].label is None
+    for one in (Label("bad", ("bad",), 1.0, {"bad": 1.0}), Extraction((Found(0, 3, "word", "bad", 1.0),)), Extraction((Found(0, 3, "bad", "boy", 1.0),))):
+        guarded(Place([Piece(prediction=one, finish="stop", usage=Usage(1, 0, 0))]), answer=(literal_guard("bad"),)).submit(ask(), heard)
+        assert heard[-1].finish == "guard" and heard[-1].prediction is None
 
 
 def test_tool_calls_are_checked_whole():

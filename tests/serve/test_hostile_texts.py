@@ -9,7 +9,8 @@ from places import Heard, Place
 
 from bedplate.core.contracts import Verdict
 from bedplate.core.errors import PolicyError
-from bedplate.core.generation import Alternative, Ask, Label, Part, Piece, TokenLogprob, ToolCall, Turn, Usage
+from bedplate.core.generation import Alternative, Ask, Part, Piece, TokenLogprob, ToolCall, Turn, Usage
+from bedplate.core.prediction import Label
 from bedplate.serve.guard_rules import RuleGuard, RuleSettings
 from bedplate.serve.guarded import Guarded, Guards
 from bedplate.serve.guards import GuardedStream
@@ -66,9 +67,9 @@ def test_what_could_have_been_said_is_checked_with_what_stands_before_it():
 
 
 def test_every_name_of_a_label_is_checked():
-    told = Piece(finish="stop", usage=Usage(1, 0, 0), label=Label("", {"weather": 0.5, "Project Nightjar": 0.5}))
+    told = Piece(finish="stop", usage=Usage(1, 0, 0), prediction=Label(None, (), 0.5, {"weather": 0.5, "Project Nightjar": 0.5}))
     heard = guarded(told)
-    assert heard[-1].finish == "guard" and heard[-1].label is None
+    assert heard[-1].finish == "guard" and heard[-1].prediction is None
 
 
 LOOK_ALIKES = [

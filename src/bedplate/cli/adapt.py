@@ -43,7 +43,7 @@ def adapt(
     from bedplate.adapt.loop import check_same, labels, prepare
     from bedplate.adapt.preview import preview as show
     from bedplate.adapt.settings import AdaptSettings
-    from bedplate.infer.answer import answer
+    from bedplate.infer.answers import Teacher
 
     given = {"base": base, "task": task, "data.file": data, "to": to, "method.name": method}
     resolved = load(AdaptSettings, path=recipe, overrides=overrides, given=given)
@@ -54,7 +54,7 @@ def adapt(
             with tempfile.TemporaryDirectory() as scratch:
                 shown = preview_rows(settings, loaded, preview, Path(scratch))
         else:
-            prepared = prepare(settings, loaded, preview, answer)
+            prepared = prepare(settings, loaded, preview, Teacher())
             if census := labels(prepared.task):
                 console.say("labels: " + ", ".join(f"{name} {count:,}" for name, count in census.items()))
             shown = [show(item, loaded, prepared.task.target_of(item)) for item in prepared.items]
@@ -63,7 +63,7 @@ def adapt(
         return
     folder = settings.to.with_name(settings.to.name + ".run")
     with Run.open(folder, "adapt", resolved, listeners=(console,), check=partial(check_same, settings)) as run:
-        manifest = run_adaptation(settings, run, answer)
+        manifest = run_adaptation(settings, run, Teacher())
         seconds = run.seconds
     if manifest is None:
         console.say("stopped; the same command goes on from here")
@@ -94,7 +94,8 @@ def predict(base: ModelFolder, adapter: Path, data: Path, *, out: Path | None = 
     from bedplate.adapt.examples import read_rows
     from bedplate.adapt.tasks.generate import Generate
     from bedplate.core.files import write_text
-    from bedplate.infer.worker import Worker, as_json
+    from bedplate.core.prediction import as_json
+    from bedplate.infer.worker import Worker
 
     worker = Worker.load(base, adapter)
     rows = read_rows(data)

@@ -25,7 +25,7 @@ def add(
     Args:
         tenant: whose it is; limits, caches and budgets are kept apart by it.
         name: what you call it, such as the program that will use it.
-        scopes: what it allows; may be repeated. generate, embed, classify, transcribe, models, metrics, receipts, admin.
+        scopes: what it allows; may be repeated. generate, embed, classify, predict, rerank, transcribe, models, metrics, receipts, admin.
         labels: classes of data, as routes.toml names them, that everything sent with it belongs to at least; may be repeated.
         expires: time from now, such as 90d; by default never.
         file: the keys file, made when missing.

@@ -13,12 +13,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Self
 
 from bedplate.core.errors import BedplateError, ConfigError
+from bedplate.core.prediction import Prediction
 
 if TYPE_CHECKING:
     from bedplate.core.contracts import Generator
 
-Want = Literal["text", "vector", "label", "image", "audio", "video", "series"]
-"""What is asked for: words, a vector of what was read, what a classifying worker says of it; or a thing of another sense, made from a caption."""
+Want = Literal["text", "vector", "prediction", "image", "audio", "video", "series"]
+"""What is asked for: words; a vector of what was read; what a worker says of it that was adapted to classify, regress, embed, rank or extract; or a thing of
+another sense, made from a caption."""
 THINGS: tuple[Want, ...] = ("image", "audio", "video", "series")
 """What is made: a picture, a sound, a clip, a forecast."""
 Finish = Literal["stop", "length", "tool_calls", "cancelled", "deadline", "guard", "error"]
@@ -177,7 +179,7 @@ class Ask:
     worker: str = ""
     """Name of an adapter, as `Generator.workers` lists them; "": the base."""
     turns: tuple[Turn, ...] = ()
-    """A conversation to answer ..."""
+    """A conversation to answer; of a worker that ranks, the query and then the texts, a turn each ..."""
     prompt: str | tuple[int, ...] | None = None
     """... or a text, or token ids, to continue, read as it is."""
     tools: tuple[Tool, ...] = ()
@@ -236,14 +238,6 @@ class TokenLogprob:
     top: tuple[Alternative, ...] = ()
 
 
-class Label(NamedTuple):
-    """What a classifying worker says."""
-
-    label: str
-    """The likeliest; "" where it abstains."""
-    probabilities: Mapping[str, float]
-
-
 @dataclass(frozen=True)
 class Piece:
     """A stretch of an answer, or a thing that was made. The last one of each choice says why it ended; the last of all, what it cost."""
@@ -257,8 +251,8 @@ class Piece:
     finish: Finish | None = None
     usage: Usage | None = None
     """Of all choices together; on the very last piece."""
-    vector: tuple[float, ...] | None = None
-    label: Label | None = None
+    prediction: Prediction | None = None
+    """What was asked for where it was no text; a vector is a `Vector`."""
     part: Part | None = None
     """What was made, whole."""
     error: BedplateError | None = None

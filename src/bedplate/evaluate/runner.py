@@ -70,7 +70,7 @@ def evaluate(settings: EvaluateSettings, run: Run) -> Manifest | None:
             if values is None:
                 run.events.emit("run_stopped", reason=signal.reason)
                 return None
-            more = {"asked": asked, "seconds": round(time.monotonic() - began, 2)}
+            more = {"asked": asked, "seconds": round(time.monotonic() - began, 2)} | ({"computed_by": subject.computed_by} if subject.computed_by else {})
             done.append(Judged(task.name, task.kind.measures, files.digests, values, more))
             if searched is not None:
                 done[-1] = done[-1]._replace(more={**more, "contamination": searched.of(done[-1], settings.seed)})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,17 +13,19 @@ import torch
 from jaxtyping import Float
 
 from bedplate.adapt.base import Base
+from bedplate.adapt.encode import compose, said
 from bedplate.adapt.settings import AdaptSettings
 from bedplate.adapt.tasks import Task
 from bedplate.adapt.tasks.classify import Classify
+from bedplate.adapt.tasks.embed import Embed
 from bedplate.adapt.tasks.generate import Generate
 from bedplate.core.artifact import read_manifest
 from bedplate.core.errors import ConfigError
 from bedplate.data.chat import Message
 from bedplate.data.document import Segment
 from bedplate.evaluate.scoring import Scorer
-from bedplate.infer.answers import answers
-from bedplate.infer.worker import Worker
+from bedplate.infer.answers import Answers
+from bedplate.infer.worker import Worker, rows
 
 
 @dataclass(frozen=True)
@@ -80,12 +83,22 @@ class Subject:
         """
         base = self.base
         if self.template == "chat":
-            asked = [base.template.encode([Message("user", prompt)], base.encoder, ask=True).ids.astype(np.int32) for prompt in prompts]
+            asked = [base.template.encode([Message("user", prompt)], base.encoder, ask=True).ids for prompt in prompts]
             ends = [*base.template.ends(), *base.model.config.end_token_ids]
         else:
-            asked = [np.concatenate([np.array(self.scorer.begin, np.int32), base.encoder.encode(prompt).astype(np.int32)]) for prompt in prompts]
+            asked = [np.concatenate([self.scorer.begin, base.encoder.encode(prompt)]) for prompt in prompts]
             ends = list(base.model.config.end_token_ids)
-        return answers(base, asked, ends, max_tokens, stops, self.scorer.dtype)
+        return self.computed.texts([compose([said(ids, False)], base.model.config) for ids in asked], ends, max_tokens, stops)
+
+    @cached_property
+    def computed(self) -> Answers:
+        """What computes answers, labels and vectors, in the numbers of the scorer; opened when it is first needed."""
+        return Answers(self.base, self.scorer.dtype)
+
+    @property
+    def computed_by(self) -> str | None:
+        """What has computed answers, labels or vectors, and in which numbers; None: nothing did."""
+        return self.computed.computed_by if "computed" in self.__dict__ else None
 
     def labels(self, cells: Sequence[dict[str, Any]]) -> list[Any]:
         """What the worker says of each example.
@@ -97,7 +110,7 @@ class Subject:
             raise ConfigError("nothing here labels", "give --adapter a worker of the task classify")
         if self.task.several:
             raise ConfigError("the worker gives several labels to one thing", "give the task kind = \"labels\"")
-        return Worker(self.base, self.task).predict(cells)
+        return self.computed.predict(self.task, [self.task.encode(row, learn=False) for row in rows(cells, "text")])
 
     def says(self, job: type[Task], cells: Sequence[dict[str, Any]]) -> list[Any]:
         """What the worker says of each example.
@@ -107,16 +120,14 @@ class Subject:
         """
         if not isinstance(self.task, job):
             raise ConfigError(f"nothing here learned to {job.name}", f"give --adapter a worker of the task {job.name}")
-        return Worker(self.base, self.task).predict(cells)
+        return self.computed.predict(self.task, [self.task.encode(row, learn=False) for row in rows(cells, "text")])
 
     def vectors(self, texts: Sequence[str]) -> Float[np.ndarray, "n d"]:
         """A vector of length one for each text: the worker's where its task is to embed, else the base's own."""
-        if self.task is not None and self.task.name == "embed":
-            made = np.array([said.vector for said in Worker(self.base, self.task).predict(texts)], np.float32)
-        else:
-            reader = self.task or Generate(self.base, AdaptSettings())
-            looks = [reader.fit(self.base.look([Segment("text", text)])) for text in texts]
-            with torch.inference_mode():
-                made = np.concatenate([reader.pooled(looks[at : at + 32]).float().cpu().numpy() for at in range(0, len(looks), 32)])
+        reader = self.task or Generate(self.base, AdaptSettings())
+        looks = [reader.fit(self.base.look([Segment("text", text)])) for text in texts]
+        pooled = torch.cat(list(self.computed.regarded(looks, reader.layers, reader.regard)))
+        with torch.no_grad():
+            made = (reader.turned(pooled) if isinstance(reader, Embed) else pooled).float().cpu().numpy()
         unit: np.ndarray = made / np.maximum(np.linalg.norm(made, axis=1, keepdims=True), 1e-12)
         return unit

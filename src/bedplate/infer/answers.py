@@ -1,109 +1,219 @@
-"""Answers to many prompts of text at once: the likeliest token of each, step by step, rows of like length together.
+"""Many answers for whoever waits: what a base or a worker, adapted in place, says of questions in order, computed side by side by an engine of its own.
 
-Prompts are padded on the left, so that all rows grow at the same place; padding is seen by nobody. Rows that have ended are taken out when
-they are half of all.
+    answers = Answers(base)
+    answers.texts(prompts, ends, max_tokens=256)
+    answers.predict(task, items)
+
+Numbers are those of the network: float32 weights and products, unless others are asked for. What stands beside a question changes nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import threading
+import weakref
+from collections.abc import Callable, Collection, Iterator, Sequence
+from copy import deepcopy
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float
+from torch import Tensor
 
 from bedplate.adapt.base import Base
-from bedplate.core.errors import ConfigError
-from bedplate.model.transformer import Cache
-from bedplate.pretrain.step import autocast
+from bedplate.adapt.encode import Item
+from bedplate.adapt.tasks import Task
+from bedplate.core.errors import StateError
+from bedplate.core.generation import Finish, Sampling
+from bedplate.core.prediction import Prediction
+from bedplate.infer.engine import Engine
+from bedplate.infer.engine_settings import EngineSettings
+from bedplate.infer.request import Drawn, Request
+from bedplate.infer.words import Words
+from bedplate.modality.sequence import Sequence as Positions
 
-ROWS = 16
-"""Prompts at once: reading the weights is what a step costs, and sixteen rows share it."""
-TAIL_TOKENS = 24
-"""Tokens at the end of an answer in which a stop is looked for."""
-
-
-def answers(
-    base: Base,
-    asked: Sequence[Int[np.ndarray, "t"]],
-    ends: Collection[int],
-    max_tokens: int,
-    stops: Sequence[str] = (),
-    dtype: torch.dtype = torch.float32,
-    rows: int = ROWS,
-) -> list[str]:
-    """What the model says behind each prompt, in order, without what ended it.
-
-    Args:
-        base: the model, adapted or not, with its tokenizer.
-        asked: token ids of each prompt.
-        ends: ids of the tokens that end an answer.
-        max_tokens: longest answer.
-        stops: texts before which an answer ends.
-        dtype: of the network's products.
-        rows: prompts at once.
-    Raises:
-        ConfigError: a prompt and its answer together are longer than the model's positions.
-    """
-    longest, held = max(map(len, asked), default=0), base.model.config.max_position_embeddings
-    if longest + max_tokens > held:
-        hint = f"the model has room for {max(0, held - longest)} tokens behind the longest prompt; ask for fewer, or give fewer shots"
-        raise ConfigError(f"{longest} positions are asked and {max_tokens} tokens wanted", hint)
-    order = sorted(range(len(asked)), key=lambda i: -len(asked[i]))
-    said = [""] * len(asked)
-    for start in range(0, len(order), rows):
-        part = order[start : start + rows]
-        for index, text in zip(part, _together(base, [asked[i] for i in part], set(ends), max_tokens, stops, dtype)):
-            said[index] = text
-    return said
+AT_ONCE = 128
+"""Questions that are under way or wait; the engine never runs dry, and memory does not grow with their number."""
 
 
-@torch.inference_mode()
-def _together(base: Base, asked: Sequence[np.ndarray], ends: set[int], max_tokens: int, stops: Sequence[str], dtype: torch.dtype) -> list[str]:
-    model, longest = base.model, max(map(len, asked))
-    device = model.head.device
-    padded = np.full((len(asked), longest), base.pad_id, np.int64)
-    for row, ids in enumerate(asked):
-        padded[row, longest - len(ids) :] = ids
-    padding = torch.tensor([longest - len(ids) for ids in asked], device=device)
-    forbidden = [number for number in model.config.special_ids.values() if number not in ends]  # marks of other senses are not text
-    cache = Cache(model.config.num_hidden_layers)
-    past = torch.ones(longest, longest, dtype=torch.bool, device=device).tril_()
-    seen = (torch.arange(longest, device=device) >= padding[:, None])[:, None]  # [b 1 s]
-    itself = torch.eye(longest, dtype=torch.bool, device=device)  # a row of padding that saw nothing would have no softmax
-    mask = ((past & seen) | itself)[:, None]
-    step = torch.from_numpy(padded).to(device)
-    said: list[list[int]] = [[] for _ in asked]
-    live = list(range(len(asked)))
-    done: set[int] = set()
-    with autocast(device, dtype):
-        for count in range(max_tokens):
-            hidden = model.model(model.model.embed_tokens(step), mask, cache)[:, -1]
-            logits = model.logits(hidden).float()
-            logits[:, forbidden] = -torch.inf
-            tokens = logits.argmax(-1)
-            for index, token in zip(live, tokens.tolist()):
-                if index in done:
-                    continue
-                if token in ends:
-                    done.add(index)
-                    continue
-                said[index].append(token)
-                if stops and any(stop in base.decode(np.array(said[index][-TAIL_TOKENS:], np.int64)) for stop in stops):
-                    done.add(index)
-            if len(done) == len(asked):
+class Answers:
+    """Answers in the order of the questions; one caller at a time."""
+
+    def __init__(self, base: Base, dtype: torch.dtype = torch.float32) -> None:
+        """Pack the weights.
+
+        Args:
+            base: an adapter that its weights carry is part of it; nobody may train it meanwhile.
+            dtype: of weights and products. float32 is the network's own; others are computed with a copy of it.
+        Raises:
+            ResourceError: there is not enough memory.
+        """
+        self.base = base
+        exact = dtype == torch.float32
+        settings = EngineSettings("float32" if exact else "auto", device=str(base.model.head.device), threads=torch.get_num_threads(), most_waiting=2 * AT_ONCE)
+        self._engine = Engine(base if exact else replace(base, model=deepcopy(base.model)), settings)
+        self.close = weakref.finalize(self, self._engine.close)
+        """Let go of threads and memory; it happens by itself when nobody holds this any more."""
+
+    @property
+    def computed_by(self) -> str:
+        """What computes, and in which numbers: "cpu float32"."""
+        return self._engine.runner.name
+
+    def texts(
+        self, asked: Sequence[Positions], ends: Collection[int], max_tokens: int, stops: Sequence[str] = (), temperature: float = 0.0, seed: int = 0
+    ) -> list[str]:
+        """What is said behind each prompt, without what ended it.
+
+        Args:
+            asked: what stands before.
+            ends: ids of the tokens that end an answer.
+            max_tokens: longest answer.
+            stops: texts before which an answer ends.
+            temperature: 0 takes the likeliest token.
+            seed: equal seeds give equal answers.
+        Raises:
+            ConfigError: a prompt and its answer together are longer than the model's positions.
+        """
+        sampling = Sampling(max_tokens, temperature, top_p=0.95, seed=seed)
+        listeners = [_Text(Words(self.base.encoder, stops)) for _ in asked]
+        self._all([Request(one, sampling, ends=frozenset(ends)) for one in asked], listeners)
+        return [listener.text for listener in listeners]
+
+    def predict(self, task: Task, items: Sequence[Item]) -> list[Prediction]:
+        """What a worker's head says of each item.
+
+        Args:
+            task: of the worker, whose network is the base.
+            items: encoded without targets.
+        """
+        made = self.regarded([one for item in items for one in item.sequences], task.layers, task.regard)
+        return [task.predict(item, torch.cat([next(made) for _ in item.sequences])) for item in items]
+
+    def regarded(self, asked: Sequence[Positions], layers: int, regard: Callable[[Positions, Tensor], Tensor]) -> Iterator[Tensor]:
+        """Something of the states of each sequence; states alone would fill the memory.
+
+        Args:
+            asked: to be read.
+            layers: how many of the last layers' streams are averaged; 0: the states after the last norm.
+            regard: what to keep, on the device of the base.
+        """
+        found: list[Tensor] = [torch.zeros(0)] * len(asked)
+        device = self.base.model.head.device
+
+        def keep(number: int) -> Callable[[np.ndarray], None]:
+            def kept(state: np.ndarray) -> None:
+                with torch.no_grad():
+                    found[number] = regard(asked[number], torch.from_numpy(np.ascontiguousarray(state)).to(device))
+
+            return kept
+
+        self._all([Request(one, layers=layers) for one in asked], [_States(keep(number)) for number in range(len(asked))])
+        return iter(found)
+
+    def _all(self, requests: Sequence[Request], listeners: Sequence[_Waited]) -> None:
+        """Ask, and wait until all have been heard."""
+        room = threading.Semaphore(AT_ONCE)
+        tickets = []
+        try:
+            for request, listener in zip(requests, listeners):
+                room.acquire()
+                listener.over = room.release
+                tickets.append(self._engine.submit(request, listener))
+            for _ in range(AT_ONCE):
+                room.acquire()
+        except BaseException:
+            for ticket in tickets:
+                ticket.cancel()
+            raise
+        for listener in listeners:
+            if listener.error is not None:
+                raise listener.error
+
+
+class Teacher:
+    """Answers of one model at a time, each asked for alone, as distillation does (`adapt.tasks.distill.Answerer`)."""
+
+    def __init__(self) -> None:
+        self._answers: Answers | None = None
+
+    def __call__(self, base: Base, asked: Positions, ends: Collection[int], max_tokens: int) -> str:
+        if self._answers is None or self._answers.base is not base:
+            self._answers = Answers(base)
+        return self._answers.texts([asked], ends, max_tokens)[0]
+
+
+class _Waited:
+    """What both kinds of listeners share."""
+
+    def __init__(self) -> None:
+        self.over: Callable[[], Any] = lambda: None
+        """Called once, when nothing more is heard."""
+        self.error: Exception | None = None
+
+    def began(self, cached_tokens: int) -> None:
+        """Nothing is waited for but the end."""
+
+    def read(self, drawn: Sequence[Drawn]) -> None:
+        raise AssertionError("numbers were not asked for")
+
+    def heard(self, drawn: Sequence[Drawn], finish: Finish | None) -> bool:
+        """Given up: the engine was closed."""
+        if finish is not None:
+            self.failed(StateError("the answer was cancelled", "ask again"))
+        return finish is not None
+
+    def unit(self, unit: Float[np.ndarray, "p"]) -> None:
+        raise AssertionError("units were not asked for")
+
+    def state(self, state: Float[np.ndarray, "t d"]) -> None:
+        raise AssertionError("states were not asked for")
+
+    def failed(self, error: Exception) -> None:
+        """The request came to nothing."""
+        self.error = error
+        self.over()
+
+
+class _Text(_Waited):
+    """Hears an answer to its end."""
+
+    def __init__(self, words: Words) -> None:
+        super().__init__()
+        self._words, self._parts = words, list[str]()
+
+    @property
+    def text(self) -> str:
+        """What was said."""
+        return "".join(self._parts)
+
+    def heard(self, drawn: Sequence[Drawn], finish: Finish | None) -> bool:
+        if finish == "cancelled":
+            return super().heard(drawn, finish)
+        stopped = False
+        for one in drawn:
+            said = self._words.push(one.token)
+            self._parts.append(said.text)
+            if stopped := said.stopped:
                 break
-            stay = [place for place, index in enumerate(live) if index not in done]
-            if 2 * len(stay) <= len(live):
-                kept = torch.tensor(stay, device=device)
-                live, tokens, padding = [live[place] for place in stay], tokens[kept], padding[kept]
-                cache.keys = [None if keys is None else keys[kept] for keys in cache.keys]
-                cache.values = [None if values is None else values[kept] for values in cache.values]
-            step = tokens[:, None]
-            mask = (torch.arange(longest + count + 1, device=device) >= padding[:, None])[:, None, None]
-    return [before(base.decode(np.array(ids, np.int64)) if ids else "", stops) for ids in said]
+        if finish is not None and not stopped:
+            self._parts.append(self._words.end().text)
+        if stopped or finish is not None:
+            self.over()
+        return stopped
 
 
-def before(text: str, stops: Sequence[str]) -> str:
-    """A text up to the first of the stops."""
-    return text[: min((at for stop in stops if (at := text.find(stop)) >= 0), default=len(text))]
+class _States(_Waited):
+    """Hears the states of a sequence."""
+
+    def __init__(self, keep: Callable[[Float[np.ndarray, "t d"]], None]) -> None:
+        super().__init__()
+        self._keep = keep
+
+    def state(self, state: Float[np.ndarray, "t d"]) -> None:
+        try:
+            self._keep(state)
+        except Exception as error:  # whoever waits hears of it
+            self.error = error
+        self.over()

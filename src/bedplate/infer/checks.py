@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Int
 
 from bedplate.core.errors import ConfigError
 from bedplate.infer.maker import beside
@@ -36,8 +35,6 @@ def check(request: Request, config: ModelConfig, context: int, shape: Shape) -> 
         kind = "tokens" if request.making is None else "units"
         hint = f"ask for at most {max(0, context - asked)} {kind}"
         raise ConfigError(f"{asked} positions are asked and {wanted} {kind} wanted, which is more than {context}", hint)
-    if (longest := _longest_block(request.positions.block)) > shape.block:
-        raise ConfigError(f"{longest} positions see each other both ways", f"at most {shape.block}, the model's largest picture")
     if request.making is not None:
         _check_making(request, request.making, config, shape.pages)
 
@@ -55,10 +52,3 @@ def _check_making(request: Request, making: Making, config: ModelConfig, pages: 
     needed = sum(pages_for(len(one.positions) + one.wanted) for one in (request, other) if one is not None)
     if needed > pages:
         raise ConfigError(f"{needed} pages of the cache are needed and there are {pages}", "ask for less, without guidance, or set more cache_bytes")
-
-
-def _longest_block(block: Int[np.ndarray, "t"]) -> int:
-    """Positions of the longest stretch that sees itself both ways."""
-    edges = np.flatnonzero(np.diff(block, prepend=-1, append=-1))
-    inside = block[edges[:-1]] > 0
-    return int(np.diff(edges)[inside].max(initial=0))

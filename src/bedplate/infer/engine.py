@@ -65,7 +65,7 @@ class Engine:
         """Pack the weights and start the thread.
 
         Args:
-            base: the model with its tokenizer; it must carry no adapter.
+            base: the model with its tokenizer. An adapter that its weights carry is part of it, and others that are registered change what it makes.
             settings: how much memory, how many threads.
         Raises:
             ResourceError: there is not enough memory.

@@ -22,7 +22,6 @@ from jaxtyping import Float
 from bedplate.adapt.base import Base
 from bedplate.adapt.tasks import Task
 from bedplate.adapt.tasks.base import upper_half
-from bedplate.adapt.tasks.classify import Classify
 from bedplate.adapt.tasks.embed import Embed
 from bedplate.adapt.tasks.generate import Generate
 from bedplate.core.errors import BedplateError, ConfigError, StateError, did_you_mean
@@ -97,12 +96,12 @@ class Native:
         question = read(self._engine.base, task, ask)
         self._check(ask, question)
         deadline = None if ask.deadline_s is None else time.monotonic() + ask.deadline_s
-        request = Request(
-            question.positions, ask.sampling, ask.worker, ends_of(self._engine.base, task), None, ask.tenant, ask.policy, deadline
-        )
+        ends = ends_of(self._engine.base, task)
+        request = Request(question.sequences[0], ask.sampling, ask.worker, ends, None, ask.tenant, ask.policy, deadline)
         if ask.want != "text":
-            layers = upper_half(self._engine.base.model.config)
-            return self._engine.submit(replace(request, layers=layers), Head(ask, task, question.positions, deliver, question.text))
+            head = Head(task, question, deliver)
+            layers = upper_half(self._engine.base.model.config) if task is None else task.layers
+            return self._begin([replace(request, positions=one, layers=layers) for one in question.sequences], head.listeners, head)
         form = ask.form if (required := tools.form(ask.tools, ask.tool_choice)) is None else required
         answer = _Answer(ask, question, self._engine.base, deliver)
         requests = []
@@ -111,13 +110,17 @@ class Native:
             sampling = replace(ask.sampling, seed=seed_of(ask.sampling.seed, choice), n=1)
             asked = ask.sampling.logprobs if ask.echo else None
             requests.append(replace(request, sampling=sampling, constraint=constraint, prompt_logprobs=asked))
+        return self._begin(requests, answer.choices, answer)
+
+    def _begin(self, requests: Sequence[Request], listeners: Sequence[Listener], whole: _Answer | Head) -> Ticket:
+        """All of a question's requests, or none."""
         try:
-            for one, listener in zip(requests, answer.choices):
-                answer.tickets.append(self._engine.submit(one, listener))
+            for one, listener in zip(requests, listeners):
+                whole.tickets.append(self._engine.submit(one, listener))
         except BedplateError:
-            answer.abandon()
+            whole.abandon()
             raise
-        return answer
+        return whole
 
     @property
     def computed_by(self) -> str:
@@ -159,7 +162,7 @@ class Native:
         if ask.want in THINGS:
             self._task(ask)
             return len(things.plan_of(self._engine.base, self._engine.context, ask).positions)
-        return len(read(self._engine.base, self._task(ask), ask).positions)
+        return read(self._engine.base, self._task(ask), ask).positions
 
     def load(self) -> Load:
         return self._engine.load()
@@ -180,15 +183,15 @@ class Native:
             task = None
         generates = task is None or isinstance(task, Generate)
         if ask.want in ("text", *THINGS) and not generates:
-            raise ConfigError(f"the worker {ask.worker!r} does not generate: its task is {task.name if task else ''}", "ask for its label or vector")
-        if ask.want == "label" and not isinstance(task, Classify):
-            raise ConfigError(f"{ask.worker or 'the base'!r} does not classify", _those(self._engine.adapters, Classify))
+            raise ConfigError(f"the worker {ask.worker!r} does not generate: its task is {task.name if task else ''}", "ask for its prediction")
+        if ask.want == "prediction" and generates:
+            raise ConfigError(f"{ask.worker or 'the base'!r} generates, and predicts nothing", _those(self._engine.adapters, *PREDICTING))
         if ask.want == "vector" and not (generates or isinstance(task, Embed)):
-            raise ConfigError(f"the worker {ask.worker!r} gives no vectors", _those(self._engine.adapters, Embed) + "; the base gives plain ones")
+            raise ConfigError(f"the worker {ask.worker!r} gives no vectors", _those(self._engine.adapters, "embed") + "; the base gives plain ones")
         return task
 
     def _check(self, ask: Ask, question: Question) -> None:
-        held, length = self._engine.context, len(question.positions)
+        held, length = self._engine.context, max(map(len, question.sequences))
         wanted = ask.sampling.max_tokens if ask.want == "text" else 0
         if length + wanted > held:
             fits = f"at most {held - length} tokens of an answer fit behind it" if length < held else f"the model holds {held} positions"
@@ -202,6 +205,10 @@ class Native:
         for name, number in (("n", ask.sampling.n), *([("paths", ask.make.paths)] if ask.want == "series" else [])):
             if number > self._most_choices:
                 raise ConfigError(f"{name} = {number} answers are too many at once", f"at most {self._most_choices}")
+
+
+PREDICTING = ("classify", "regress", "embed", "rank", "extract")
+"""Tasks whose workers predict."""
 
 
 @dataclass
@@ -313,7 +320,7 @@ class _Answer:
         self._left -= 1
         if self._left:
             return None
-        return Usage(len(self.question.positions), self.cached, sum(choice.heard_tokens for choice in self.choices))
+        return Usage(self.question.positions, self.cached, sum(choice.heard_tokens for choice in self.choices))
 
     def failed(self, error: Exception) -> None:
         """One has failed, so all have."""
@@ -343,6 +350,6 @@ class _Answer:
         return self._texts[token]
 
 
-def _those(adapters: Mapping[str, Registered], kind: type[Task]) -> str:
-    names = sorted(name for name, one in adapters.items() if isinstance(one.task, kind))
-    return f"those that do: {', '.join(names)}" if names else f"adapt the base to the task {kind.name} first"
+def _those(adapters: Mapping[str, Registered], *tasks: str) -> str:
+    names = sorted(name for name, one in adapters.items() if one.task.name in tasks)
+    return f"those that do: {', '.join(names)}" if names else f"adapt the base first: {', '.join(tasks)}"

@@ -1,7 +1,7 @@
 """A question as positions: turns through the chat template, pictures, sounds and numbers as units, texts and token ids as they are.
 
-What is seen or heard stands behind the first token, before all that is said of it: so adaptation teaches it (adapt/tasks/generate.py). A classifying or
-embedding worker looks at the words of the last turn, and no template.
+What is seen or heard stands behind the first token, before all that is said of it: so adaptation teaches it (adapt/tasks/generate.py). A worker that
+predicts looks at the words of the last turn, and no template; one that ranks at every turn.
 """
 
 from __future__ import annotations
@@ -15,9 +15,13 @@ from typing import Any
 import numpy as np
 
 from bedplate.adapt.base import Base
-from bedplate.adapt.encode import Tokens, compose, said, shorten
+from bedplate.adapt.encode import Item, compose, said, shorten
 from bedplate.adapt.tasks import Task
+from bedplate.adapt.tasks.base import NOTHING
+from bedplate.adapt.tasks.classify import Classify
+from bedplate.adapt.tasks.extract import Extract
 from bedplate.adapt.tasks.generate import Generate
+from bedplate.adapt.tasks.rank import Rank
 from bedplate.core.errors import BedplateError, ConfigError, DataError
 from bedplate.core.generation import Ask, Part, Turn
 from bedplate.data.chat import Message
@@ -33,9 +37,17 @@ MOST_BYTES = 64 * 1024**2
 class Question:
     """What is asked, as the model reads it."""
 
-    positions: Positions
-    text: str
-    """The prompt, for an echo; or what is looked at, in words. A conversation has none."""
+    sequences: tuple[Positions, ...]
+    """One; several where a worker ranks texts, or reads a long one."""
+    text: str = ""
+    """The prompt, for an echo."""
+    item: Item | None = None
+    """What a head predicts of; None: words or a plain vector are asked for."""
+
+    @property
+    def positions(self) -> int:
+        """Of all sequences."""
+        return sum(map(len, self.sequences))
 
 
 def read(base: Base, task: Task | None, ask: Ask) -> Question:
@@ -51,7 +63,9 @@ def read(base: Base, task: Task | None, ask: Ask) -> Question:
     """
     try:
         if ask.want == "text":
-            return _prompt(base, task, ask) if ask.prompt is not None else Question(_conversation(base, task, ask), "")
+            return _prompt(base, task, ask) if ask.prompt is not None else Question((_conversation(base, task, ask),))
+        if isinstance(task, Rank):
+            return _pairs(base, task, ask)
         return _look(base, task, ask)
     except BedplateError:
         raise
@@ -84,7 +98,7 @@ def _prompt(base: Base, task: Task | None, ask: Ask) -> Question:
         if not ids:
             ids = base.ends.ids.tolist()
         text = base.decode(np.array(ids, np.int64))
-    return Question(compose([said(ids, False)], base.model.config), text)
+    return Question((compose([said(ids, False)], base.model.config),), text)
 
 
 def _conversation(base: Base, task: Task | None, ask: Ask) -> Positions:
@@ -100,20 +114,51 @@ def _conversation(base: Base, task: Task | None, ask: Ask) -> Positions:
 
 
 def _look(base: Base, task: Task | None, ask: Ask) -> Question:
-    """Something to be looked at: as adaptation looks at it (`Base.look`)."""
+    """Something to be looked at: as adaptation looks at it (`Task.look`)."""
+    seen: list[Segment] = []
+    positions: Positions | None = None
     if isinstance(ask.prompt, tuple):
-        parts: list[Tokens | Segment] = [base.ends, said(list(ask.prompt), False), base.ends]
         if unknown := [token for token in ask.prompt if not 0 <= token < base.model.config.vocab_size]:
             raise ConfigError(f"the prompt holds token {unknown[0]}", f"tokens go from 0 to {base.model.config.vocab_size - 1}")
-        positions, words = compose(parts, base.model.config), base.decode(np.array(ask.prompt, np.int64))
+        words = base.decode(np.array(ask.prompt, np.int64))
+        positions = compose([base.ends, said(list(ask.prompt), False), base.ends], base.model.config)
     else:
         last: Sequence[Part] = (Part("text", ask.prompt),) if ask.prompt is not None else _last(ask.turns)
         words = "".join(part.text for part in last)
         seen = [_segment(base, part) for part in last if part.sense != "text"]
         if not words.strip() and not seen:
             raise DataError("there is nothing to look at", "give a text, a picture, a sound or numbers")
-        positions = base.look([*([Segment("text", words)] if words.strip() else []), *seen])
-    return Question(task.fit(positions) if task is not None else shorten(positions, base.model.config.max_position_embeddings), words)
+    segments = [*([Segment("text", words)] if words.strip() else []), *seen]
+    if task is None or isinstance(task, Generate):
+        looked = positions if positions is not None else base.look(segments)
+        return Question((task.fit(looked) if task is not None else shorten(looked, base.model.config.max_position_embeddings),))
+    if isinstance(task, Extract):
+        return _words(task, words, seen)
+    framed = not isinstance(task, Classify) or task.reads == "mean"  # token ids stand between the marks that a text stands between
+    item = task.item(task.fit(positions) if positions is not None and framed else task.look(segments), words)
+    return Question(item.sequences, item=item)
+
+
+def _words(task: Extract, words: str, seen: Sequence[Segment]) -> Question:
+    if seen:
+        raise ConfigError(f"there is {seen[0].sense}, but the worker finds stretches of texts", "give a text alone")
+    item = task.cut(words)
+    if not item.words:
+        raise DataError("the text holds no word", "give a text of words")
+    return Question(item.sequences, item=item)
+
+
+def _pairs(base: Base, task: Rank, ask: Ask) -> Question:
+    """A query and the texts to rank: the first turn, and each that follows."""
+    if len(ask.turns) < 2:
+        raise ConfigError("a worker that ranks reads a query and texts", "give the query as the first turn, and each text as one more")
+    query, *texts = ask.turns
+    if other := next((part.sense for turn in texts for part in turn.parts if part.sense != "text"), None):
+        raise ConfigError(f"there is {other} among the texts to rank", "only the query may hold what is no text")
+    if not all(turn.text.strip() for turn in ask.turns):
+        raise DataError("the query or one of the texts is blank", "leave out what says nothing")
+    sequences = task.pairs(query.text, [turn.text for turn in texts], [_segment(base, part) for part in query.parts if part.sense != "text"])
+    return Question(sequences, item=Item(0, sequences, NOTHING, 1.0))
 
 
 def _last(turns: Sequence[Turn]) -> Sequence[Part]:

@@ -150,6 +150,8 @@ class Running:
         if self.embedded is not None and start < len(self.embedded):
             seen = int(self.until[start:end].max(initial=-1)) + 1
             ahead = self.embedded[start : max(seen, end)].tobytes() + self.until[start:end].tobytes()
+        elif self.embedded is None and (own := self.until[start:end]).size and (own > np.arange(start, start + own.size)).any():
+            ahead = self.ids[end : int(own.max()) + 1].tobytes() + own.tobytes()  # words that see what follows them
         self.chain.extend(self.ids[start:end], ahead)
 
 

@@ -41,7 +41,8 @@ class Shape(NamedTuple):
     cheap_rows: int
     """Rows of a step that cost hardly more than one."""
     block: int = 0
-    """Positions of the longest picture; it is computed in one step, beyond the budget of `positions - block` where need be."""
+    """Positions of the longest picture; it is computed in one step, beyond the budget of `positions - block` where need be. A text whose words see
+    what follows them may be longer: a runner makes room for it when it comes."""
 
 
 class Segment(NamedTuple):
@@ -98,7 +99,7 @@ class Runner(Protocol):
     pages: int
     """Of the cache."""
     most_positions: int
-    """Of one step."""
+    """Of one step, so far."""
     name: str
     """What computes, and in which numbers: "cpu int8", "torch float32 cuda"."""
 

@@ -96,8 +96,8 @@ class TorchRunner:
     def _project(self, step: Inputs, name: str, projection: Projection, x: Float[Tensor, "n i"]) -> Float[Tensor, "n o"]:
         weight = projection.matrix(self.dtype)
         y = F.linear(x, weight)
-        for start, end, adapter in step.segments:
-            change = self._adapters[adapter].get(name)
+        changes = [(0, len(x), projection.adapter), *((start, end, self._adapters[adapter].get(name)) for start, end, adapter in step.segments)]
+        for start, end, change in changes:
             if change is not None:
                 part = y[start:end] + (x[start:end] @ change.A.to(x).t()) @ change.B.to(x).t() * change.scale
                 if change.magnitude is not None:

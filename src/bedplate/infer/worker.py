@@ -8,10 +8,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
-
-import torch
 
 from bedplate.adapt.base import Base
 from bedplate.adapt.examples import Row
@@ -20,7 +19,7 @@ from bedplate.adapt.tasks import Task
 from bedplate.adapt.tasks.generate import Generate
 from bedplate.core.artifact import verify
 from bedplate.core.errors import ConfigError, DataError
-from bedplate.infer.answer import answer
+from bedplate.infer.answers import Answers
 from bedplate.model.formats import peft
 
 Input = str | Mapping[str, Any] | Row
@@ -47,6 +46,11 @@ class Worker:
         loaded = Base.load(base, device)
         return cls(loaded, restore(loaded, adapter))
 
+    @cached_property
+    def answers(self) -> Answers:
+        """What computes; opened when it is first needed."""
+        return Answers(self.base)
+
     def predict(self, inputs: Sequence[Input]) -> list[Any]:
         """An answer for each input, in order; its type is the task's (`classify`: Label).
 
@@ -57,8 +61,7 @@ class Worker:
         """
         if isinstance(self.task, Generate):
             raise ConfigError("this worker generates", "call generate")
-        with torch.inference_mode():
-            return list(self.task.answer([self.task.encode(row, learn=False) for row in rows(inputs, "text")]))
+        return self.answers.predict(self.task, [self.task.encode(row, learn=False) for row in rows(inputs, "text")])
 
     def generate(self, inputs: Sequence[Input], *, max_tokens: int = 256, temperature: float = 0.0, seed: int = 0) -> list[str]:
         """An answer to each prompt or conversation, in order.
@@ -75,7 +78,7 @@ class Worker:
             raise ConfigError(f"this worker's task is {self.task.name}", "call predict")
         ends = self.base.template.ends() if self.task.settings.data.template == "chat" else self.base.ends.ids.tolist()
         items = [self.task.encode(row, learn=False) for row in rows(inputs, "prompt")]
-        return [answer(self.base, item.sequences[0], ends, max_tokens, temperature, seed=seed) for item in items]
+        return self.answers.texts([item.sequences[0] for item in items], ends, max_tokens, temperature=temperature, seed=seed)
 
 
 def rows(inputs: Sequence[Input], column: str) -> list[Row]:
@@ -88,17 +91,3 @@ def _here(name: str) -> bytes:
         return Path(name).read_bytes()
     except OSError as error:
         raise DataError(f"{name} cannot be read: {error.strerror}", "paths are taken from the working folder") from error
-
-
-def as_json(said: Any) -> dict[str, Any]:
-    """An answer as a JSON object."""
-    plain: dict[str, Any] = _plain(said)
-    return plain
-
-
-def _plain(value: Any) -> Any:
-    if hasattr(value, "_asdict"):  # a named tuple; json alone would make a nameless list of it
-        return {name: _plain(cell) for name, cell in value._asdict().items()}
-    if isinstance(value, Mapping):
-        return {str(name): _plain(cell) for name, cell in value.items()}
-    return [_plain(cell) for cell in value] if isinstance(value, (list, tuple)) else value

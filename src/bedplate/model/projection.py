@@ -78,6 +78,11 @@ class Projection(nn.Linear):
             return self.quantised.dense(dtype or torch.float32)
         return self.weight if dtype is None else self.weight.to(dtype)
 
+    def whole(self) -> Float[Tensor, "o i"]:
+        """The matrix in float32, with what the adapter makes of it."""
+        matrix = self.matrix(torch.float32)
+        return matrix if self.adapter is None else self.adapter.changed(matrix)
+
     def quantise(self, bits: Bits) -> None:
         """Keep the matrix in few bits from now on; the exact one is forgotten."""
         self.quantised = Quantised(self.matrix(), bits)

@@ -10,6 +10,8 @@ SCOPES: dict[str, str] = {
     "generate": "chat and completions",
     "embed": "vectors",
     "classify": "labels",
+    "predict": "numbers and stretches of texts",
+    "rerank": "the order of texts",
     "transcribe": "text from sound",
     "models": "list what can be asked for",
     "metrics": "read the numbers of the gateway",

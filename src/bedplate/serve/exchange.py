@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import json
 import secrets
 import time
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,7 @@ from bedplate.core.contracts import Verdict
 from bedplate.core.errors import BedplateError, PolicyError
 from bedplate.core.files import sha256_bytes
 from bedplate.core.generation import Ask, Part, Ticket, ToolCall
+from bedplate.core.prediction import Vector, as_json
 from bedplate.serve.audit import Entry
 from bedplate.serve.bridge import Answer, Numbered, Question
 from bedplate.serve.caller import Caller
@@ -142,6 +144,8 @@ class Exchange:
             if piece.part is not None:
                 self._made.append((number, piece.part))
                 self._said[number].append(f"{piece.part.sense} sha256:{sha256_bytes(piece.part.data)}")
+            if piece.prediction is not None and not isinstance(piece.prediction, Vector):
+                self._said[number].append(json.dumps(as_json(piece.prediction), ensure_ascii=False))
             if piece.finish is not None:
                 self._finish[number] = piece.finish
         return found

@@ -37,7 +37,9 @@ from bedplate.serve.endpoints import (
     metrics,
     models,
     openapi,
+    predict,
     receipts,
+    rerank,
     speech,
     transcriptions,
 )  # fmt: skip
@@ -60,8 +62,8 @@ LOG = logging.getLogger("bedplate.serve")
 KEEP_EVERY_S = 60.0
 
 ROUTES: tuple[Route, ...] = (
-    *models.ROUTES, *chat.ROUTES, *completions.ROUTES, *embeddings.ROUTES, *classify.ROUTES, *transcriptions.ROUTES,
-    *images.ROUTES, *speech.ROUTES, *forecasts.ROUTES, *receipts.ROUTES, *health.ROUTES,
+    *models.ROUTES, *chat.ROUTES, *completions.ROUTES, *embeddings.ROUTES, *classify.ROUTES, *predict.ROUTES, *rerank.ROUTES,
+    *transcriptions.ROUTES, *images.ROUTES, *speech.ROUTES, *forecasts.ROUTES, *receipts.ROUTES, *health.ROUTES,
     *metrics.ROUTES, *admin.ROUTES, *login.ROUTES, *openapi.ROUTES, *pages.ROUTES,
 )  # fmt: skip
 """All of them. Routes of your own are added to these and given to `create_app`."""

@@ -19,6 +19,7 @@ from typing import Any
 from bedplate.core.contracts import Generator, Guard, Verdict
 from bedplate.core.errors import BedplateError, PolicyError
 from bedplate.core.generation import Ask, Deliver, Load, Piece, Ticket, TokenLogprob, ToolCall, WorkerCard
+from bedplate.core.prediction import Vector, texts_in
 from bedplate.serve.guards import ALLOWED, GuardedStream, StreamingGuard, Windowed, checked
 
 
@@ -201,7 +202,8 @@ class _Answer:
         """Pass on what may leave of it."""
         if self._broken:
             return
-        if not self._guards or piece.error is not None or piece.vector is not None or piece.part is not None:  # who passes a thing on says it is unchecked
+        unchecked = isinstance(piece.prediction, Vector) or piece.part is not None  # who passes a thing on says that it is
+        if not self._guards or piece.error is not None or unchecked:
             self._deliver(piece)
             return
         choice = self._choices[piece.choice]
@@ -213,8 +215,8 @@ class _Answer:
         verdict = choice.stream.verdict
         for call in piece.tool_calls:
             verdict = verdict if not verdict.allowed else self._call(call)
-        if verdict.allowed and piece.label is not None:
-            verdict = self._all((piece.label.label, *piece.label.probabilities))
+        if verdict.allowed and piece.prediction is not None:
+            verdict = self._all(texts_in(piece.prediction))
         if verdict.allowed and piece.finish is not None:
             out += choice.stream.end()
             verdict = choice.stream.verdict
@@ -227,7 +229,7 @@ class _Answer:
             choice.spelled += len(choice.numbers.push(one.said.text))
         passed = replace(piece, text=out, logprobs=self._told(choice, len(out), piece.finish is not None))
         choice.over = piece.finish is not None
-        if passed.text or passed.tool_calls or passed.logprobs or passed.label or passed.finish is not None or passed.usage is not None:
+        if passed.text or passed.tool_calls or passed.logprobs or passed.prediction is not None or passed.finish is not None or passed.usage is not None:
             self._deliver(passed)
 
     def broke(self, error: Exception) -> None:

@@ -72,7 +72,8 @@ async def count(target: Target, asks: Sequence[Ask]) -> list[int]:
     """
     asks = [replace(ask, worker=target.card.name) for ask in asks]
     counts = await asyncio.get_running_loop().run_in_executor(None, lambda: [target.generator.count(ask) for ask in asks])
-    if (longest := max(counts)) > target.card.context_tokens:
+    longest = max((taken for ask, taken in zip(asks, counts) if ask.want != "prediction"), default=0)  # a prediction may read many sequences, one by one
+    if longest > target.card.context_tokens:
         raise Refusal(400, f"{longest} tokens are more than the {target.card.context_tokens} that {target.name} holds", code="context_length_exceeded")
     return counts
 

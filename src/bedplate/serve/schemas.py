@@ -294,10 +294,35 @@ class EmbeddingBody(Body):
     user: str | None = Field(None, description="Read and ignored.")
 
 
-class ClassifyBody(Body):
-    """POST /v1/classify. Bedplate's own: texts or conversations for a worker that classifies."""
+class LookedAt(Body):
+    """What a worker says something of."""
 
     model: str
     input: str | list[str] | None = None
     messages: list[Message] | None = Field(None, min_length=1, description="One example, of any sense, in place of input.")
+    user: str | None = Field(None, description="Read and ignored.")
+
+
+class ClassifyBody(LookedAt):
+    """POST /v1/classify. Bedplate's own: texts or an example of any sense for a worker that classifies."""
+
+
+class PredictBody(LookedAt):
+    """POST /v1/predict. Bedplate's own: the same for a worker that gives numbers, finds stretches of texts, or classifies."""
+
+
+class Document(Body):
+    """A text to rank."""
+
+    text: str
+
+
+class RerankBody(Body):
+    """POST /v1/rerank, as Cohere, Jina and vLLM have it: for a worker that ranks."""
+
+    model: str
+    query: str
+    documents: list[str | Document] = Field(min_length=1)
+    top_n: int | None = Field(None, ge=1, description="Only so many, the best; all where it is left out.")
+    return_documents: bool = Field(False, description="Say the texts again.")
     user: str | None = Field(None, description="Read and ignored.")

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
@@ -23,6 +23,7 @@ from typing import Any, ClassVar, Literal
 from bedplate.core.contracts import Generator
 from bedplate.core.errors import BedplateError, ConfigError
 from bedplate.core.generation import THINGS, Ask, Form, Make, Piece, Sampling, Ticket, Tool, Turn
+from bedplate.core.prediction import Extraction, Label, Number, Prediction, Ranking, Vector
 
 Ability = Literal["logprobs", "half_characters", "echo", "form", "schema", "vectors", "token_prompts", "counts", "seeds", "n", "bits"]
 """What not every generator can do: tell logprobs, of half characters too; say the prompt again with them; keep to a regular expression or a choice; keep to
@@ -70,6 +71,8 @@ class GeneratorContract:
     lacks: ClassVar[frozenset[Ability]] = frozenset()
     worker: ClassVar[str] = ""
     """Who is asked."""
+    predicts: ClassVar[frozenset[str]] = frozenset()
+    """Tasks of which the generator has a worker."""
     long_tokens: ClassVar[int] = 64
     """Length of an answer that is still under way when its first piece has come."""
 
@@ -278,8 +281,40 @@ class GeneratorContract:
             assert isinstance(self.refused(generator, asked("a")), ConfigError)
             return
         first, second, other = (Heard(generator, asked(text)).wait() for text in ("the river", "the river", "lamps and birds"))
-        assert first[-1].vector is not None and other[-1].vector is not None and len(first) == 1 and first[-1].usage is not None
-        assert first[-1].vector == second[-1].vector != other[-1].vector and abs(sum(x * x for x in first[-1].vector) - 1) < 1e-3
+        assert len(first) == 1 and first[-1].usage is not None and first[-1].finish == "stop"
+        assert isinstance(first[-1].prediction, Vector) and first[-1].prediction == second[-1].prediction != other[-1].prediction
+        assert abs(sum(x * x for x in first[-1].prediction.vector) - 1) < 1e-3
+
+    def test_predictions(self, generator: Generator) -> None:
+        said = {"classify": Label, "regress": Number, "embed": Vector, "rank": Ranking, "extract": Extraction}
+        self.refused(generator, Ask(worker=self.worker, prompt="the river", want="prediction"))
+        found = {card.name: card.task for card in generator.workers() if card.task in said}
+        assert not self.predicts - set(found.values()), "workers of these tasks were to be given"
+        for name, task in found.items():
+            turns = tuple(Turn.of("user", text) for text in ("the river", "lamps and birds", "small boats return") if task == "rank" or text == "the river")
+            ask = Ask(worker=name, turns=turns, want="prediction")
+            first, second, other = (Heard(generator, one).wait() for one in (ask, ask, replace(ask, turns=(Turn.of("user", "quiet rain"), *turns[1:]))))
+            assert [piece.finish for piece in first] == ["stop"] and first[0].usage is not None and first[0].text == ""
+            assert first[0].usage.completion_tokens == 0 and first[0].usage.prompt_tokens == generator.count(ask)
+            assert isinstance(first[0].prediction, said[task]) and type(first[0].prediction) is type(other[0].prediction)
+            assert _near(first[0].prediction, second[0].prediction)
+            assert first[0].prediction is not None
+            self._holds(first[0].prediction, "the river", len(turns) - 1)
+            self.refused(generator, replace(ask, want="text", sampling=Sampling(max_tokens=4)))
+            self.refused(generator, replace(ask, turns=(Turn("user"),)))
+            late = Heard(generator, replace(ask, deadline_s=0.0)).wait()
+            assert [piece.finish for piece in late] == ["deadline"] and late[0].prediction is None
+
+    def _holds(self, said: Prediction, text: str, ranked: int) -> None:
+        """What is true of every prediction."""
+        if isinstance(said, Label):
+            assert said.probabilities and all(0 <= share <= 1 for share in said.probabilities.values()) and set(said.labels) <= set(said.probabilities)
+        elif isinstance(said, Number):
+            assert said.low is None or said.high is None or said.low <= said.value <= said.high
+        elif isinstance(said, Ranking):
+            assert sorted(said.order) == list(range(ranked)) and [said.scores[n] for n in said.order] == sorted(said.scores, reverse=True)
+        elif isinstance(said, Extraction):
+            assert all(text[one.start : one.end] == one.text and one.label and 0 <= one.probability <= 1 for one in said.spans)
 
     def test_it_makes_what_its_card_says(self, generator: Generator) -> None:
         card = next(card for card in generator.workers() if card.name == self.worker)
@@ -342,6 +377,17 @@ class GeneratorContract:
         assert all(heard.wait()[-1].finish in ("cancelled", "length", "error") for heard in several)
         self.refused(generator, self.ask())
         generator.close()
+
+
+def _near(one: Any, other: Any) -> bool:
+    """Whether two predictions say the same, but for rounding: which of their sequences met in a step may change the last bits."""
+    if isinstance(one, float) and isinstance(other, float):
+        return abs(one - other) <= 1e-3 * (1 + abs(one))
+    if isinstance(one, Mapping):
+        return isinstance(other, Mapping) and one.keys() == other.keys() and all(_near(one[name], other[name]) for name in one)
+    if isinstance(one, tuple):
+        return isinstance(other, tuple) and len(one) == len(other) and all(map(_near, one, other))
+    return bool(one == other)
 
 
 def _is_a(said: str) -> bool:

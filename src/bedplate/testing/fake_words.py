@@ -18,9 +18,6 @@ WORDS = (
     " children", " count", " lamps", " and", " birds", " return", " before", " winter", " rain",
 )  # fmt: skip
 """Tokens from 256 on; those before are bytes."""
-LABELS = ("harmless", "suspicious", "malicious")
-WIDTH = 16
-"""Of its vectors."""
 
 _CUT = re.compile("(" + "|".join(map(re.escape, sorted(WORDS, key=len, reverse=True))) + ")")
 

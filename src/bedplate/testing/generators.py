@@ -14,13 +14,14 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from bedplate.core.errors import BedplateError, ConfigError, ResourceError, StateError, did_you_mean
-from bedplate.core.generation import THINGS, Alternative, Ask, Deliver, Finish, Label, Load, Piece, TokenLogprob, ToolCall, Usage, WorkerCard
-from bedplate.testing.fake_words import LABELS, WIDTH, WORDS, Draw, decode, encode, example, formed
+from bedplate.core.generation import THINGS, Alternative, Ask, Deliver, Finish, Load, Piece, TokenLogprob, ToolCall, Usage, WorkerCard
+from bedplate.testing.fake_predictions import PREDICTING, check, predicted
+from bedplate.testing.fake_words import WORDS, Draw, decode, encode, example, formed
 
 
 @dataclass
@@ -51,6 +52,7 @@ class _Running:
     choices: list[_Choice]
     until_s: float
     due_s: float
+    task: str
     cancelled: bool = False
     wake: Callable[[], None] = lambda: None
 
@@ -67,8 +69,7 @@ class FakeGenerator:
         self,
         *,
         workers: Sequence[str] = (),
-        classifiers: Sequence[str] = (),
-        embedders: Sequence[str] = (),
+        predictors: Mapping[str, str] | None = None,
         senses: tuple[str, ...] = ("text", "image", "audio", "series"),
         context_tokens: int = 4096,
         step_s: float = 0.0,
@@ -83,8 +84,7 @@ class FakeGenerator:
         """
         Args:
             workers: adapters that generate.
-            classifiers: adapters that classify.
-            embedders: adapters that embed; the base does so, too.
+            predictors: adapters that do not: name -> task, one of classify, regress, embed, rank, extract.
             senses: what it takes in.
             context_tokens: longest question and answer together.
             step_s: seconds between the steps, in each of which every answer under way gets a token.
@@ -96,7 +96,7 @@ class FakeGenerator:
             digest: of its model.
         """
         self._cards: dict[str, WorkerCard] = {}
-        for name, task in [("", "generate"), *((n, "generate") for n in workers), *((n, "classify") for n in classifiers), *((n, "embed") for n in embedders)]:
+        for name, task in [("", "generate"), *((worker, "generate") for worker in workers), *(predictors or {}).items()]:
             digests = {"model": digest} | ({"adapter": hashlib.sha256(name.encode()).hexdigest()} if name else {})
             self._cards[name] = WorkerCard(name, task, digests, context_tokens, senses)
         self._context = context_tokens
@@ -125,15 +125,12 @@ class FakeGenerator:
         if room < (1 if ask.want == "text" and ask.sampling.max_tokens else 0):
             raise ConfigError(f"the question is {len(prompt)} tokens long", f"at most {self._context} fit with the answer")
         if ask.want in THINGS:
-            raise ConfigError(f"{card.name or 'the base'} makes no {ask.want}", "ask for text, a vector or a label; a model of its senses makes things")
-        if ask.want == "label" and card.task != "classify":
-            raise ConfigError(f"{card.name or 'the base'} does not classify", "ask a worker whose task is classify")
-        if ask.want == "text" and card.task != "generate":
-            raise ConfigError(f"{card.name} does not generate", f"its task is {card.task}")
+            raise ConfigError(f"{card.name or 'the base'} makes no {ask.want}", "ask for text, a vector or a prediction; a model of its senses makes things")
+        check(card, ask)
         now_s = time.monotonic()
         choices = [self._choice(ask, prompt, number, room) for number in range(ask.sampling.n)] if ask.want == "text" else [_Choice([], "stop")]
         until_s = math.inf if ask.deadline_s is None else now_s + ask.deadline_s
-        running = _Running(ask, deliver, prompt, choices, until_s, now_s + self._first_s, wake=self._wake)
+        running = _Running(ask, deliver, prompt, choices, until_s, now_s + self._first_s, card.task, wake=self._wake)
         with self._turn:
             if self._closed:
                 raise StateError("the generator is closed", "make another")
@@ -177,7 +174,7 @@ class FakeGenerator:
         task = folder.name.partition("-")[0]
         base = self._cards[""]
         digests = {**base.digests, "adapter": hashlib.sha256(str(folder).encode()).hexdigest()}
-        card = WorkerCard(name, task if task in ("classify", "embed") else "generate", digests, self._context, base.senses)
+        card = WorkerCard(name, task if task in PREDICTING else "generate", digests, self._context, base.senses)
         self._cards = {**self._cards, name: card}
         return card
 
@@ -354,18 +351,12 @@ class FakeGenerator:
         return Usage(len(running.prompt), 0, sum(choice.said for choice in running.choices))
 
     def _think(self, running: _Running) -> None:
-        """A vector or a label."""
+        """A prediction."""
         ask = running.ask
         draw = Draw(ask.worker, repr(running.prompt), *(part.sense + hashlib.sha256(part.data).hexdigest() for turn in ask.turns for part in turn.parts))
         usage = Usage(len(running.prompt), 0, 0)
-        if ask.want == "vector":
-            values = [draw.below(2001) / 1000 - 1 for _ in range(WIDTH)]
-            norm = math.sqrt(sum(value * value for value in values)) or 1.0
-            running.deliver(Piece(vector=tuple(value / norm for value in values), finish="stop", usage=usage))
-        else:
-            weights = [1 + draw.below(100) for _ in LABELS]
-            shares = {name: weight / sum(weights) for name, weight in zip(LABELS, weights)}
-            running.deliver(Piece(label=Label(max(shares, key=shares.__getitem__), shares), finish="stop", usage=usage))
+        text = ask.turns[-1].text if ask.turns else decode(running.prompt)
+        running.deliver(Piece(prediction=predicted(running.task, ask, text, draw), finish="stop", usage=usage))
         running.choices[0].ended = True
         self._last(running)
 

@@ -113,7 +113,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         if path == "embeddings":
             last = pieces.get()
-            self.answer(200, json.dumps({"data": [{"embedding": last.vector}], "usage": {"prompt_tokens": last.usage.prompt_tokens}}).encode())
+            self.answer(200, json.dumps({"data": [{"embedding": last.prediction.vector}], "usage": {"prompt_tokens": last.usage.prompt_tokens}}).encode())
             return
         self.send_response(200)
         self.send_header("content-type", "text/event-stream")

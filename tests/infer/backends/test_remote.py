@@ -145,7 +145,7 @@ def test_questions_in_the_words_of_the_api():
     where, body = openai_api.body(Ask(turns=(Turn("user", (Part("text", "see"), Part("image", data=b"\x89PNG123"))),), sampling=Sampling(top_k=5)), "m")
     assert where == "chat/completions" and body["top_k"] == 5 and "min_p" not in body
     assert body["messages"][0]["content"][1]["image_url"]["url"].startswith("data:image/png;base64,")
-    for ask in (Ask(prompt="a", want="label"), Ask(prompt="a", form=Form(regex="a+")), Ask(turns=(Turn("user", (Part("series", data=b"1"),)),))):
+    for ask in (Ask(prompt="a", want="prediction"), Ask(prompt="a", form=Form(regex="a+")), Ask(turns=(Turn("user", (Part("series", data=b"1"),)),))):
         with pytest.raises(ConfigError):
             openai_api.body(ask, "m")
 

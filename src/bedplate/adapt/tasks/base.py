@@ -18,6 +18,8 @@ from bedplate.adapt.examples import Row
 from bedplate.adapt.features import pool
 from bedplate.adapt.settings import AdaptSettings
 from bedplate.core.errors import ConfigError
+from bedplate.core.prediction import Prediction
+from bedplate.data.document import Segment
 from bedplate.modality.sequence import Batch
 from bedplate.modality.sequence import Sequence as Positions
 from bedplate.model.batch import to_torch
@@ -131,8 +133,34 @@ class Task(ABC):
         """What the head should say of an item, in words; "" where the marked tokens are all there is to learn."""
         return ""
 
-    def answer(self, items: Sequence[Item]) -> Sequence[Any]:
-        """What the adapted network says of each item; the type is the task's own."""
+    def regard(self, positions: Positions, states: Float[Tensor, "t d"]) -> Float[Tensor, "n d"]:
+        """What the head looks at in a sequence.
+
+        Args:
+            positions: of the sequence.
+            states: one for each of them, the mean of the last `layers` streams, by whoever they were computed.
+        """
+        return pool(states[None], torch.from_numpy(positions.sense)[None].to(states.device))
+
+    def look(self, segments: Sequence[Segment]) -> Positions:
+        """Something to be looked at, as examples are.
+
+        Raises:
+            DataError: it is nothing that the task looks at.
+        """
+        return self.fit(self.base.look(segments))
+
+    def item(self, positions: Positions, text: str) -> Item:
+        """Something that was read, without a target.
+
+        Args:
+            positions: of it.
+            text: what it says.
+        """
+        return Item(0, (positions,), NOTHING, 1.0)
+
+    def predict(self, item: Item, regarded: Float[Tensor, "n d"]) -> Prediction:
+        """What the head says of an item, of what it looks at in all its sequences."""
         raise ConfigError(f"the task {self.name!r} predicts nothing", "its worker generates")
 
     @property
@@ -159,10 +187,6 @@ class Task(ABC):
     def layers(self) -> int:
         """Last layers whose streams heads look at: the upper half."""
         return upper_half(self.model.config)
-
-    def of_pooled(self, pooled: Float[Tensor, "b d"], texts: Sequence[str]) -> Sequence[Any]:
-        """What the head says of pooled features, by whoever they were computed, and of the texts behind them; the type is the task's own."""
-        raise ConfigError(f"the task {self.name!r} says nothing of one vector", "predict with a Worker")
 
     @torch.no_grad()
     def features(self, sequences: Sequence[Positions]) -> Float[np.ndarray, "n d"]:

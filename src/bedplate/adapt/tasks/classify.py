@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -29,22 +29,10 @@ from bedplate.adapt.tasks.base import Judged, Task, linear_head, portions
 from bedplate.adapt.weigh import folds, weigh
 from bedplate.adapt.words import WordScores, fit_words
 from bedplate.core.errors import DataError
+from bedplate.core.prediction import Label
+from bedplate.data.document import Segment
 from bedplate.modality.sequence import Sequence as Positions
 from bedplate.model.foundation import attention_mask
-
-
-class Label(NamedTuple):
-    """What a worker says of one thing."""
-
-    label: str | None
-    """The likeliest label; None where it abstains, or where several labels may hold and none does."""
-    labels: tuple[str, ...]
-    """All that hold, likeliest first."""
-    probability: float
-    """Of the likeliest label."""
-    probabilities: Mapping[str, float]
-    """Of every label, likeliest first."""
-
 
 WORDS = "words.safetensors"
 
@@ -107,10 +95,28 @@ class Classify(Task):
     def _positions(self, row: Row) -> Positions:
         if self.reads == "mean":
             return self.base.look(row.inputs(self.model.config.senses))
-        ids = self.base.encoder.whole.encode(row.text("text")).ids  # as `transformers` would: with the marks that the tokenizer sets, and no others
+        return self._alone(row.text("text"))
+
+    def _alone(self, text: str) -> Positions:
+        ids = self.base.encoder.whole.encode(text).ids  # as `transformers` would: with the marks that the tokenizer sets, and no others
         if not ids:
-            raise row.error("'text' is empty")
+            raise DataError("the text is empty", "give one that holds a word")
         return compose([said(ids, False)], self.model.config)
+
+    def look(self, segments: Sequence[Segment]) -> Positions:
+        if self.reads == "mean":
+            return super().look(segments)
+        if other := next((one.sense for one in segments if not isinstance(one.value, str)), None):
+            raise DataError(f"there is {other}, but the worker reads texts", "give a text alone")
+        return self.fit(self._alone("".join(one.value for one in segments if isinstance(one.value, str))))
+
+    @property
+    def layers(self) -> int:
+        """0, the states after the last norm, where it reads the last token."""
+        return super().layers if self.reads == "mean" else 0
+
+    def regard(self, positions: Positions, states: Float[Tensor, "t d"]) -> Float[Tensor, "n d"]:
+        return super().regard(positions, states) if self.reads == "mean" else states[-1:]
 
     def pooled(self, sequences: Sequence[Positions]) -> Float[Tensor, "b d"]:
         if self.reads == "mean":
@@ -222,13 +228,12 @@ class Classify(Task):
     def target_of(self, item: Item) -> str:
         return ", ".join(name for name, holds in zip(self.names, item.target) if holds) or "no label"
 
-    def answer(self, items: Sequence[Item]) -> list[Label]:
-        """What it says of each."""
-        return self.labels(self.all_logits(items))
+    def item(self, positions: Positions, text: str) -> Item:
+        return LabelItem(0, (positions,), np.zeros(0, np.float32), 1.0, text, "")
 
     @torch.no_grad()
-    def of_pooled(self, pooled: Float[Tensor, "b d"], texts: Sequence[str]) -> list[Label]:
-        return self.labels(self.scores(pooled, texts).float().cpu().numpy())
+    def predict(self, item: Item, regarded: Float[Tensor, "n d"]) -> Label:
+        return self.labels(self.scores(regarded, _texts([item])).float().cpu().numpy())[0]
 
     def labels(self, logits: Float[np.ndarray, "n c"]) -> list[Label]:
         """Scores in words, with calibrated probabilities."""

@@ -27,7 +27,7 @@ from bedplate.modality.sequence import Batch
 from bedplate.modality.sequence import Sequence as Positions
 
 Answerer = Callable[[Base, Positions, Collection[int], int], str]
-"""(base, what stands before, ids that end an answer, most tokens) -> what it says: `bedplate.infer.answer.answer`, which lives above this room."""
+"""(base, what stands before, ids that end an answer, most tokens) -> what it says: `bedplate.infer.answers.Teacher`, which lives above this room."""
 
 TAUGHT = "taught.jsonl"
 """The teacher's answers, in the run folder: a run that stopped does not ask again."""
@@ -72,7 +72,7 @@ class Distill(Generate):
     def ask(self, row: Row) -> str:
         """What the teacher answers to a row; asked once."""
         if self.answerer is None:
-            raise ConfigError("nothing here makes the teacher's answers", "pass bedplate.infer.answer.answer as answerer")
+            raise ConfigError("nothing here makes the teacher's answers", "pass bedplate.infer.answers.Teacher() as answerer")
         positions = self.asking.encode(row, learn=False).sequences[0]
         most = min(self.settings.distill.most_tokens, self.teacher.model.config.max_position_embeddings - len(positions))
         parts = [self.teacher.digest.encode(), str(most).encode(), positions.tokens.tobytes(), *(units.tobytes() for units in positions.units.values())]

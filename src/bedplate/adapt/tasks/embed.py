@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -19,14 +19,8 @@ from torch import Tensor, nn
 from bedplate.adapt.encode import Item
 from bedplate.adapt.examples import Row
 from bedplate.adapt.tasks.base import Joint, Judged, linear_head, portions
+from bedplate.core.prediction import Vector
 from bedplate.data.document import Segment
-
-
-class Vector(NamedTuple):
-    """What a worker says of one thing."""
-
-    vector: tuple[float, ...]
-    """Of length one: the dot product of two is their cosine."""
 
 
 class Embed(Joint):
@@ -68,8 +62,8 @@ class Embed(Joint):
         return F.normalize(self.head(pooled.float()), dim=1)
 
     @torch.no_grad()
-    def of_pooled(self, pooled: Float[Tensor, "b d"], texts: Sequence[str]) -> list[Vector]:
-        return [Vector(tuple(row)) for row in self.turned(pooled).tolist()]
+    def predict(self, item: Item, regarded: Float[Tensor, "n d"]) -> Vector:
+        return Vector(tuple(self.turned(regarded)[0].tolist()))
 
     def joint_loss_sum(self, vectors: Float[Tensor, "s d"], items: Sequence[Item]) -> Tensor:
         scores = self.scores(vectors, items) / self.settings.embed.temperature
@@ -100,10 +94,6 @@ class Embed(Joint):
         rank = (scores > scores.diagonal()[:, None]).sum(1).float() + 1
         loss = float(self.joint_loss_sum(vectors, items)) / len(items)
         return Judged(loss, {"nearest_is_right": float((rank == 1).float().mean()), "reciprocal_rank": float((1 / rank).mean())})
-
-    def answer(self, items: Sequence[Item]) -> list[Vector]:
-        """A vector of each."""
-        return [Vector(tuple(row)) for row in self.all_vectors(items).tolist()]
 
     def restore(self, facts: Mapping[str, Any]) -> Self:
         width = self.model.config.hidden_size

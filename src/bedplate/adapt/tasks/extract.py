@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, NamedTuple, Self, cast
 
@@ -23,6 +23,7 @@ from bedplate.adapt.examples import Row, each
 from bedplate.adapt.probe import fit_linear
 from bedplate.adapt.tasks.base import Judged, Task, linear_head, portions
 from bedplate.core.errors import DataError
+from bedplate.core.prediction import Extraction, Found
 from bedplate.modality.sequence import Sequence as Positions
 
 WORD = re.compile(r"\w+|[^\w\s]")
@@ -39,24 +40,6 @@ class Span(NamedTuple):
     end: int
     """The character behind its last."""
     label: str
-
-
-class Found(NamedTuple):
-    """A stretch that a worker found."""
-
-    start: int
-    end: int
-    label: str
-    text: str
-    probability: float
-    """Of its least certain word."""
-
-
-class Extraction(NamedTuple):
-    """What a worker says of one text."""
-
-    spans: tuple[Found, ...]
-    """In the order of the text."""
 
 
 @dataclass(frozen=True)
@@ -91,15 +74,19 @@ class Extract(Task):
         self.both_ways = asked == "both" or (asked == "auto" and self.settings.method.name != "probe")
 
     def encode(self, row: Row, learn: bool = True) -> TextItem:
-        text = row.text("text")
-        words = tuple(match.span() for match in WORD.finditer(text))
-        if not words:
+        cut = self.cut(row.text("text"))
+        if not cut.words:
             raise row.error("the text holds no word")
-        spans = _spans(row) if learn else []
-        ends = [0, *(end for _, end in words)]
-        parts = [self._piece(text[before:end]) for before, end in pairwise(ends)]
-        target = np.array(self._tags(row, words, spans), np.float32) if learn else np.zeros(len(words), np.float32)
-        return TextItem(row.number, tuple(self._windows(parts)), target, float(len(words)), text, words, frozenset(spans))
+        if not learn:
+            return replace(cut, row=row.number)
+        spans = _spans(row)
+        return replace(cut, row=row.number, target=np.array(self._tags(row, cut.words, spans), np.float32), spans=frozenset(spans))
+
+    def cut(self, text: str) -> TextItem:
+        """A text as words, without a target."""
+        words = tuple(match.span() for match in WORD.finditer(text))
+        parts = [self._piece(text[before:end]) for before, end in pairwise([0, *(end for _, end in words)])]
+        return TextItem(0, tuple(self._windows(parts)), np.zeros(len(words), np.float32), float(len(words)), text, words, frozenset())
 
     def _piece(self, text: str) -> Tokens:
         """A word with the space before it; its last token says what it is."""
@@ -225,9 +212,15 @@ class Extract(Task):
         close()
         return tuple(found)
 
-    def answer(self, items: Sequence[Item]) -> list[Extraction]:
-        """What it finds in each."""
-        return [Extraction(self.read(cast(TextItem, item), logits)) for item, logits in zip(items, self.all_logits(items))]
+    def regard(self, positions: Positions, states: Float[Tensor, "t d"]) -> Float[Tensor, "n d"]:
+        """Each word's state."""
+        return states[torch.from_numpy(positions.token_loss).to(states.device)]
+
+    @torch.no_grad()
+    def predict(self, item: Item, regarded: Float[Tensor, "n d"]) -> Extraction:
+        """What it finds in a text."""
+        assert self.head is not None
+        return Extraction(self.read(cast(TextItem, item), self.head(regarded.float()).float().cpu().numpy()))
 
     def facts(self) -> dict[str, Any]:
         return {"labels": list(self.names), "both_ways": self.both_ways, "temperature": self.temperature}

@@ -7,7 +7,7 @@ right (softmax over the list), the second the score itself, scaled to 0 .. 1.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -20,16 +20,9 @@ from bedplate.adapt.examples import Row, each
 from bedplate.adapt.probe import fit_linear
 from bedplate.adapt.tasks.base import Judged, Task, linear_head, portions
 from bedplate.core.errors import DataError
+from bedplate.core.prediction import Ranking
+from bedplate.data.document import Segment
 from bedplate.modality.sequence import Sequence as Positions
-
-
-class Ranking(NamedTuple):
-    """What a worker says of a query with its texts."""
-
-    order: tuple[int, ...]
-    """Numbers of the texts, counted from 0, the best first."""
-    scores: tuple[float, ...]
-    """Of each text as it was given; learned from scores, in their unit, else larger is better."""
 
 
 class Rank(Task):
@@ -62,10 +55,20 @@ class Rank(Task):
         else:
             negatives = [row.text("negative")] if "negative" in row.values else self._texts(row, "negatives")
             texts, target = [row.text("positive"), *negatives], []
-        seen = row.senses(self.model.config.senses)
-        query = self.base.words(row.text("query") + "\n")
-        sequences = [compose([self.base.ends, *seen, query, self.base.words(text), self.base.ends], self.model.config) for text in texts]
-        return Item(row.number, tuple(map(self.fit, sequences)), np.array(target, np.float32), 1.0)
+        sequences = self.pairs(row.text("query"), texts, row.senses(self.model.config.senses))
+        return Item(row.number, sequences, np.array(target, np.float32), 1.0)
+
+    def pairs(self, query: str, texts: Sequence[str], seen: Sequence[Segment] = ()) -> tuple[Positions, ...]:
+        """A query with each of some texts.
+
+        Args:
+            query: its words.
+            texts: to be ranked.
+            seen: what the query holds besides.
+        """
+        asked = self.base.words(query + "\n")
+        sequences = [compose([self.base.ends, *seen, asked, self.base.words(text), self.base.ends], self.model.config) for text in texts]
+        return tuple(map(self.fit, sequences))
 
     def _texts(self, row: Row, name: str) -> list[str]:
         found = row.list_of(name)
@@ -89,8 +92,12 @@ class Rank(Task):
 
     def scores(self, sequences: Sequence[Positions]) -> Float[Tensor, "s"]:
         """A score of each, differentiable."""
+        return self.of_features(self.pooled(sequences))
+
+    def of_features(self, pooled: Float[Tensor, "s d"]) -> Float[Tensor, "s"]:
+        """Scores of pooled features."""
         assert self.head is not None
-        found: Tensor = self.head(self.pooled(sequences).float())[:, 0]
+        found: Tensor = self.head(pooled.float())[:, 0]
         return found
 
     def loss_sum(self, items: Sequence[Item]) -> Tensor:
@@ -122,13 +129,12 @@ class Rank(Task):
         rank = np.array([1 + (one[1:] >= one[0]).sum() for one in found])
         return Judged(loss, {"first_is_right": float((rank == 1).mean()), "reciprocal_rank": float((1 / rank).mean())})
 
-    def answer(self, items: Sequence[Item]) -> list[Ranking]:
-        """The order of each query's texts."""
-        answers = []
-        for one in self.all_scores(items):
-            scores = self.low + (self.high - self.low) / (1 + np.exp(-one.astype(np.float64))) if self.scored else one
-            answers.append(Ranking(tuple(np.argsort(-one, kind="stable").tolist()), tuple(scores.tolist())))
-        return answers
+    @torch.no_grad()
+    def predict(self, item: Item, regarded: Float[Tensor, "n d"]) -> Ranking:
+        """The order of a query's texts."""
+        one = self.of_features(regarded).float().cpu().numpy()
+        scores = self.low + (self.high - self.low) / (1 + np.exp(-one.astype(np.float64))) if self.scored else one
+        return Ranking(tuple(np.argsort(-one, kind="stable").tolist()), tuple(scores.tolist()))
 
     def facts(self) -> dict[str, Any]:
         return {"scored": self.scored, "low": self.low, "high": self.high}

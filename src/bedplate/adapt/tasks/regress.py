@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -16,18 +16,10 @@ from bedplate.adapt.examples import Row, each
 from bedplate.adapt.probe import fit_linear
 from bedplate.adapt.tasks.base import NOTHING, Judged, Task, linear_head, portions
 from bedplate.core.errors import DataError
+from bedplate.core.prediction import Number
 
 COVERED = 0.9
 """Share of new things whose number is between `low` and `high`."""
-
-
-class Number(NamedTuple):
-    """What a worker says of one thing."""
-
-    value: float
-    low: float | None
-    """With `high`: where the true number is nine times of ten. None where too few examples were held out to tell."""
-    high: float | None
 
 
 class Regress(Task):
@@ -106,18 +98,11 @@ class Regress(Task):
         self.error = float(wrong[min(rank, len(wrong)) - 1]) * self.spread
         return {"range": self.error}
 
-    def answer(self, items: Sequence[Item]) -> list[Number]:
-        """What it says of each."""
-        return self.in_unit(self.all_numbers(items))
-
     @torch.no_grad()
-    def of_pooled(self, pooled: Float[Tensor, "b d"], texts: Sequence[str]) -> list[Number]:
-        return self.in_unit(self.of_features(pooled).float().cpu().numpy())
-
-    def in_unit(self, standardised: Float[np.ndarray, "n"]) -> list[Number]:
-        """Numbers in the unit of the examples, with their ranges."""
-        values = standardised * self.spread + self.mean
-        return [Number(float(v), *((None, None) if self.error is None else (float(v) - self.error, float(v) + self.error))) for v in values]
+    def predict(self, item: Item, regarded: Float[Tensor, "n d"]) -> Number:
+        """A number in the unit of the examples, with its range."""
+        value = float(self.of_features(regarded)[0]) * self.spread + self.mean
+        return Number(value, None, None) if self.error is None else Number(value, value - self.error, value + self.error)
 
     def facts(self) -> dict[str, Any]:
         return {"mean": self.mean, "spread": self.spread, "error": self.error}

@@ -136,10 +136,14 @@ def adapt_it(tour: Tour) -> Found:
 def _describe(base: Path, adapter: Path | None, rows: list[dict[str, str]]) -> list[str]:
     """What the model says of each function, on one line."""
     from bedplate.adapt.base import Base
+    from bedplate.adapt.encode import compose, said
     from bedplate.data.chat import Message
-    from bedplate.infer.answers import answers
+    from bedplate.infer.answers import Answers
     from bedplate.infer.worker import Worker
 
     loaded = Base.load(base) if adapter is None else Worker.load(base, adapter).base
     asked = [loaded.template.encode([Message("user", row["prompt"])], loaded.encoder, ask=True).ids for row in rows]
-    return [" ".join(said.split()) for said in answers(loaded, asked, loaded.template.ends(), LONGEST_TOKENS)]
+    answers = Answers(loaded)
+    found = answers.texts([compose([said(ids, False)], loaded.model.config) for ids in asked], loaded.template.ends(), LONGEST_TOKENS)
+    answers.close()
+    return [" ".join(line.split()) for line in found]

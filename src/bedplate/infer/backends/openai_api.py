@@ -9,6 +9,7 @@ from typing import Any
 
 from bedplate.core.errors import ConfigError, RemoteError
 from bedplate.core.generation import THINGS, Alternative, Ask, Finish, Form, Part, Piece, TokenLogprob, ToolCall, Turn, Usage
+from bedplate.core.prediction import Vector
 from bedplate.infer.backends.answering import Answering
 
 ENDS: Mapping[str, Finish] = {"stop": "stop", "length": "length", "tool_calls": "tool_calls", "function_call": "tool_calls", "content_filter": "guard"}
@@ -32,8 +33,8 @@ def body(ask: Ask, model: str) -> tuple[str, dict[str, Any]]:
     Raises:
         ConfigError: the API has no words for it.
     """
-    if ask.want == "label":
-        raise ConfigError("OpenAI's API has no labels", "ask a worker of the native engine")
+    if ask.want == "prediction":
+        raise ConfigError("OpenAI's API has no predictions", "ask a worker of the native engine")
     if ask.want in THINGS:
         raise ConfigError(f"no {ask.want} is asked of other servers", "ask a local model whose card says that it makes such")
     if ask.want == "vector":
@@ -175,7 +176,7 @@ class Hearing:
             if not isinstance(vector, list) or not all(isinstance(x, (int, float)) for x in vector) or not vector:
                 raise RemoteError("the endpoint gave no vector", "see whether its model embeds")
             norm = sum(x * x for x in vector) ** 0.5 or 1.0
-            self._answering.vector(Piece(finish="stop", usage=self.usage, vector=tuple(x / norm for x in vector)))
+            self._answering.vector(Piece(finish="stop", usage=self.usage, prediction=Vector(tuple(x / norm for x in vector))))
             return
         for choice in _list(tree.get("choices")):
             self._choice(choice, choice.get("message") if isinstance(choice.get("message"), Mapping) else {"content": choice.get("text")})

@@ -19,13 +19,14 @@ constexpr int TASKS_A_THREAD = 6;
 
 // The low-rank changes of one matrix by one adapter: y = gain * (W x + B A x). Outputs in panels of 16, as the matrix itself.
 struct LowRank {
-    const BFloat* a;      // panels of 16 ranks: [ranks/16][inputs][16]
-    const BFloat* b;      // [start[p] ...][16]: for each panel, its ranks
+    const void* a;        // panels of 16 ranks: [ranks/16][inputs][16]
+    const void* b;        // [start[p] ...][16]: for each panel, its ranks
     const int32_t* start; // of each panel's part of b, in rows of 16
     const int32_t* from;  // first rank that a panel looks at
     const int32_t* count; // how many
     const float* gain;    // of each output, or null
     int32_t ranks;        // a multiple of 16; 0: no change
+    int32_t exact;        // a and b are of float, not of BFloat
 };
 
 // M rows times PANELS_HERE panels of float or bfloat weights.
@@ -79,11 +80,11 @@ struct Segment {
     float* low;             // A x: [end - start][ranks]
 };
 
-static inline void add_low_rank(const Segment& s, int panel, float* out, int out_stride) {
+template <class T> static inline void add_low_rank(const Segment& s, int panel, float* out, int out_stride) {
     const LowRank& c = *s.change;
     const int count = c.ranks ? c.count[panel] : 0;
     if (!c.ranks) return;
-    const BFloat* b = c.b + (size_t)c.start[panel] * LANES;
+    const T* b = (const T*)c.b + (size_t)c.start[panel] * LANES;
     for (int r = 0; r < count; r += 2) __builtin_prefetch(b + (size_t)(count + r) * LANES, 0, 2);  // the next panel's
     for (int row = s.start; row < s.end; row++) {
         float* y = out + (size_t)row * out_stride + panel * LANES;
@@ -102,7 +103,7 @@ static inline void add_low_rank(const Segment& s, int panel, float* out, int out
 }
 
 // Sixteen ranks of A x for M rows; four sums each.
-template <int M> static inline void low_block(const float* x, int inputs, const BFloat* panel, float* low, int stride) {
+template <int M, class T> static inline void low_block(const float* x, int inputs, const T* panel, float* low, int stride) {
     Floats sums[M][4];
     for (int m = 0; m < M; m++)
         for (int i = 0; i < 4; i++) sums[m][i] = Floats{};
@@ -120,21 +121,26 @@ template <int M> static inline void low_block(const float* x, int inputs, const 
     for (int m = 0; m < M; m++) store(low + (size_t)m * stride, (sums[m][0] + sums[m][1]) + (sums[m][2] + sums[m][3]));
 }
 
-// A x of every segment. Few rows at a time share a pass over A.
-static inline void low_rank(Pool& pool, const Rows& in, int inputs, const Segment* segments, int count) {
+// Sixteen ranks of A x for the rows of a segment. Few rows at a time share a pass over A.
+template <class T> static inline void low_panel(const Rows& in, int inputs, const Segment& s, int number) {
     constexpr int ROWS = 4;
+    const int ranks = s.change->ranks;
+    const T* panel = (const T*)s.change->a + (size_t)number * inputs * LANES;
+    int row = s.start;
+    float* low = s.low + number * LANES;
+    for (; row + ROWS <= s.end; row += ROWS, low += (size_t)ROWS * ranks) low_block<ROWS>(in.x + (size_t)row * inputs, inputs, panel, low, ranks);
+    for (; row < s.end; row++, low += ranks) low_block<1>(in.x + (size_t)row * inputs, inputs, panel, low, ranks);
+}
+
+// A x of every segment.
+static inline void low_rank(Pool& pool, const Rows& in, int inputs, const Segment* segments, int count) {
     int tasks = 0;
     for (int s = 0; s < count; s++) tasks += segments[s].change->ranks / LANES;
     pool.run(tasks, [&](int task, int) {
         int s = 0;
         while (task >= segments[s].change->ranks / LANES) task -= segments[s++].change->ranks / LANES;
-        const LowRank& c = *segments[s].change;
-        const BFloat* panel = c.a + (size_t)task * inputs * LANES;
-        int row = segments[s].start;
-        float* low = segments[s].low + task * LANES;
-        for (; row + ROWS <= segments[s].end; row += ROWS, low += (size_t)ROWS * c.ranks)
-            low_block<ROWS>(in.x + (size_t)row * inputs, inputs, panel, low, c.ranks);
-        for (; row < segments[s].end; row++, low += c.ranks) low_block<1>(in.x + (size_t)row * inputs, inputs, panel, low, c.ranks);
+        if (segments[s].change->exact) low_panel<float>(in, inputs, segments[s], task);
+        else low_panel<BFloat>(in, inputs, segments[s], task);
     });
 }
 
@@ -146,7 +152,9 @@ static inline void multiply(Pool& pool, const Matrix& w, const Rows& in, int n, 
         if (here == PANELS) panel_rows<PANELS>(w, in, n, first, out, out_stride);
         else panel_rows<1>(w, in, n, first, out, out_stride);
         for (int s = 0; s < count; s++)
-            for (int p = first; p < first + here; p++) add_low_rank(segments[s], p, out, out_stride);
+            for (int p = first; p < first + here; p++)
+                if (segments[s].change->exact) add_low_rank<float>(segments[s], p, out, out_stride);
+                else add_low_rank<BFloat>(segments[s], p, out, out_stride);
         if (!w.bias && !stream) return;
         for (int p = first; p < first + here; p++) {
             Floats bias = w.bias ? load(w.bias + p * LANES) : Floats{};

@@ -83,10 +83,10 @@ class Packer:
         """Projections of one input as one matrix."""
         biases = [torch.zeros(p.out_features) if p.bias is None else p.bias for p in projections]
         bias = None if all(p.bias is None for p in projections) else torch.cat([b.detach().float() for b in biases])
-        return self.matrix(torch.cat([p.matrix(torch.float32) for p in projections]), bias, precision)
+        return self.matrix(torch.cat([p.whole() for p in projections]), bias, precision)
 
-    def low_rank(self, projections: Sequence[Projection], adapters: Sequence[Adapter | None]) -> LowRank:
-        """What one adapter changes of projections side by side."""
+    def low_rank(self, projections: Sequence[Projection], adapters: Sequence[Adapter | None], precision: Precision) -> LowRank:
+        """What one adapter changes of projections side by side; in bfloat16 where weights are rounded, too."""
         ranks = sum(a.rank for a in adapters if a is not None)
         if not ranks:
             return LowRank()
@@ -112,18 +112,22 @@ class Packer:
         first, count = np.where(spans[:, 1] > 0, spans[:, 0], 0).astype(np.int32), np.maximum(spans[:, 1] - spans[:, 0], 0).astype(np.int32)
         parts = [up[LANES * p : LANES * (p + 1), first[p] : first[p] + count[p]].t().reshape(-1) for p in range(panels)]
         start = (np.cumsum(count) - count).astype(np.int32)
-        packed = np.empty(down.numel(), np.uint16)
+        exact = precision == "float32"
+        packed: np.ndarray[Any, Any] = np.empty(down.numel(), np.float32 if exact else np.uint16)
         plain = down.contiguous().numpy()
-        self.library.pack_bfloat(ctypes.c_void_p(at(plain)), padded, down.shape[1], ctypes.c_void_p(self.keep(packed)))
+        pack = self.library.pack_float if exact else self.library.pack_bfloat
+        pack(ctypes.c_void_p(at(plain)), padded, down.shape[1], ctypes.c_void_p(self.keep(packed)))
+        ups = torch.cat(parts)
         changed_length = any(a is not None and a.magnitude is not None for a in adapters)
         return LowRank(
             at(self.kept[-1]),
-            self.keep(torch.cat(parts).to(torch.bfloat16).view(torch.int16).numpy()),
+            self.keep((ups if exact else ups.to(torch.bfloat16).view(torch.int16)).numpy()),
             self.keep(start),
             self.keep(first),
             self.keep(count),
             self.vector(gain) if changed_length else None,
             padded,
+            exact,
         )
 
 

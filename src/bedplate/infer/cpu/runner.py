@@ -29,13 +29,14 @@ class CpuRunner:
         """Pack a model's weights.
 
         Args:
-            model: its adapters are not looked at.
+            model: an adapter that it carries is part of it.
             shape: precision, and how much of everything.
         Raises:
             ConfigError: the model computes something that the compiled trunk does not.
             ResourceError: there is no compiled trunk.
         """
         precision, pages, context = shape.precision, shape.pages, shape.context
+        self._precision = precision
         config = self.config = model.config
         if config.rope_scaling is not None and config.rope_scaling.rope_type == "dynamic":
             raise ConfigError("angles that depend on the length are not in the compiled trunk", "torch computes them")
@@ -94,7 +95,13 @@ class CpuRunner:
         )
         self._head: Matrix = self._packer.matrix(model.head, None, "int8" if precision == "int4" else precision)  # in 4 bits: +7.7% perplexity
         self._logits = np.empty((shape.rows, (-(-config.vocab_size // LANES) + 1) * LANES), np.float32)
-        self._scratch, self._room = self._workplaces(max(shape.positions, shape.rows), context, shape.threads)
+        self._context, self._threads, self._ranks = context, shape.threads, LANES
+        self._make_room(shape.positions)
+
+    def _make_room(self, positions: int) -> None:
+        """Workplaces for steps of so many positions."""
+        self.most_positions = positions
+        self._scratch, self._room = self._workplaces(max(positions, len(self._logits)), self._context, self._threads)
 
     def _workplaces(self, n: int, context: int, threads: int) -> tuple[Scratch, dict[str, np.ndarray[Any, Any]]]:
         config = self.config
@@ -110,18 +117,19 @@ class CpuRunner:
             "qkv": np.zeros(n * panels(attended + 2 * config.num_key_value_heads * config.head_dim), np.float32),
             "attended": np.zeros(n * panels(config.hidden_size), np.float32),
             "gate_up": np.zeros(n * panels(2 * config.intermediate_size) + LANES, np.float32),
-            "low": np.zeros(n * LANES, np.float32),
+            "low": np.zeros(n * self._ranks, np.float32),
             "scores": np.zeros(threads * scores, np.float32),
             "scale": np.zeros(n * -(-widest // 4), np.float32),
             "bytes": np.zeros(n * widest + LANES, np.int8),
             "total": np.zeros(n * -(-widest // 4), np.int32),
         }
-        return Scratch(*[at(array) for array in room.values()], scores, n * LANES), room
+        return Scratch(*[at(array) for array in room.values()], scores, n * self._ranks), room
 
     def run(self, step: Step) -> States:
         """The states of a step's positions; `step.x` is overwritten with them."""
         n, count = len(step.x), len(step.segments)
-        assert n <= self.most_positions  # workplaces are so large
+        if n > self.most_positions:
+            self._make_room(n)
         cosine, sine = self._cosine[step.position], self._sine[step.position]
         start = np.array([s.start for s in step.segments], np.int32)
         end = np.array([s.end for s in step.segments], np.int32)
@@ -152,17 +160,16 @@ class CpuRunner:
         return found
 
     def pack(self, adapters: Mapping[str, Adapter]) -> Packed:
-        """An adapter's factors, in bfloat16."""
+        """An adapter's factors; in bfloat16 where weights are rounded, too."""
         packer = Packer(self._library)
         changes = (Change * self.config.num_hidden_layers)()
         groups = (("self_attn", ("q_proj", "k_proj", "v_proj")), ("self_attn", ("o_proj",)), ("mlp", ("gate_proj", "up_proj")), ("mlp", ("down_proj",)))
-        widest = 0
         layers: Any = self._model.model.layers
         for number, layer in enumerate(layers):
             made = []
             for parent, names in groups:
                 found = [adapters.get(f"model.layers.{number}.{parent}.{one}") for one in names]
-                made.append(packer.low_rank([getattr(getattr(layer, parent), one) for one in names], found))
+                made.append(packer.low_rank([getattr(getattr(layer, parent), one) for one in names], found, self._precision))
                 widest = max(widest, made[-1].ranks)
             changes[number] = Change(*made)
         return Packed(packer.bytes, (packer, changes, widest))
@@ -171,9 +178,9 @@ class CpuRunner:
         """Keep an adapter's factors, and room for what they come to."""
         packer, changes, widest = packed.parts
         self._adapters[name] = packer, changes
-        if (room := widest * max(self.most_positions, len(self._logits))) > self._scratch.low_room:
-            self._room["low"] = np.zeros(room, np.float32)
-            self._scratch.low, self._scratch.low_room = at(self._room["low"]), room
+        self._ranks = max(self._ranks, widest)
+        if self._ranks * max(self.most_positions, len(self._logits)) > self._scratch.low_room:
+            self._make_room(self.most_positions)
 
     def drop(self, name: str) -> None:
         """Forget an adapter."""

@@ -22,7 +22,7 @@ class Matrix(ctypes.Structure):
 
 
 class LowRank(ctypes.Structure):
-    _fields_ = [(name, c_void_p) for name in ("a", "b", "start", "first", "count", "gain")] + [("ranks", c_int32)]
+    _fields_ = [(name, c_void_p) for name in ("a", "b", "start", "first", "count", "gain")] + [("ranks", c_int32), ("exact", c_int32)]
 
 
 class Layer(ctypes.Structure):

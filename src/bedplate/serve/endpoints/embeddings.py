@@ -8,6 +8,7 @@ import struct
 from starlette.responses import Response
 
 from bedplate.core.generation import Ask, Piece, Sampling
+from bedplate.core.prediction import Vector
 from bedplate.serve import asks
 from bedplate.serve.errors import Refusal
 from bedplate.serve.questions import read
@@ -24,8 +25,8 @@ async def embed(call: Call) -> Response:
     vectors: list[tuple[float, ...]] = [()] * len(inputs)
 
     def take(number: int, piece: Piece) -> None:
-        if piece.vector is not None:
-            vectors[number] = piece.vector
+        if isinstance(piece.prediction, Vector):
+            vectors[number] = piece.prediction.vector
 
     await collected(call, exchange, take)
     assert exchange.answer is not None

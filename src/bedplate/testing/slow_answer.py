@@ -1,4 +1,4 @@
-"""An answer: what a model says after a sequence of any sense, up to the token that ends its turn."""
+"""An answer in the plainest way: a position a step, one question, torch's own operations. What the engine says in float32 is what this says."""
 
 from __future__ import annotations
 
