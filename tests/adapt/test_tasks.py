@@ -24,8 +24,9 @@ from bedplate.adapt.tasks.rank import in_order
 from bedplate.core.config import Resolved
 from bedplate.core.errors import ConfigError, DataError
 from bedplate.core.files import write_text
+from bedplate.core.prediction import as_json
 from bedplate.core.run import Run
-from bedplate.infer.worker import Worker, as_json
+from bedplate.infer.worker import Worker
 from bedplate.testing.bases import tiny_base
 from bedplate.testing.corpora import WORDS, tiny_specs, tiny_tokenizer
 from bedplate.testing.models import tiny_model

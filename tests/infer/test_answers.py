@@ -9,7 +9,7 @@ import torch
 from workers import made
 
 from bedplate.adapt.base import Base
-from bedplate.adapt.encode import compose
+from bedplate.adapt.encode import Item, compose
 from bedplate.adapt.loop import restore
 from bedplate.core.errors import BedplateError, ConfigError
 from bedplate.infer import answers as module

@@ -94,7 +94,7 @@ def near(path):
         optional={"content": st.text(max_size=8) | st.none() | st.lists(parts, max_size=2), "tool_call_id": st.text(max_size=3), "tool_calls": st.just([{"id": "a", "function": {"name": "f", "arguments": "{"}}]) | JSON},
     )
     right = {
-        "model": st.sampled_from(["fake", "sorter", "nobody"]),
+        "model": st.sampled_from(["fake", "sorter", "meter", "marker", "ranker", "nobody"]),
         "messages": st.lists(message, max_size=3),
         "prompt": st.text(max_size=9) | st.lists(st.text(max_size=4), max_size=3) | st.lists(ids, max_size=4) | st.lists(st.lists(ids, max_size=3), max_size=3),
         "input": st.text(max_size=9) | st.lists(st.text(max_size=4), max_size=3) | st.lists(ids, max_size=4),
@@ -105,10 +105,12 @@ def near(path):
         "tools": st.just([{"type": "function", "function": {"name": "f"}}]) | st.just([{"type": "function", "function": {"name": "f", "parameters": {"properties": {"a": {"type": 3}}}}}]),
         "tool_choice": st.sampled_from(["auto", "required", "none", "f", {"type": "function", "function": {"name": "g"}}, {"type": "function", "function": {"name": "f"}}]),
         "stream_options": st.just({"include_usage": True}), "encoding_format": st.sampled_from(["float", "base64", "x"]), "dimensions": st.integers(0, 20),
+        "query": st.text(max_size=6), "documents": st.lists(st.text(max_size=6) | st.fixed_dictionaries({"text": st.text(max_size=6)}) | st.just({"title": "x"}), max_size=4),
+        "top_n": st.integers(-1, 5), "return_documents": st.booleans(),
     }  # fmt: skip
     known = PATHS[path].model_fields
     right = {name: one for name, one in right.items() if name in known}
-    always = {name: right.pop(name) for name in ("model", "messages", "prompt", "input") if name in right and name not in ("messages" if "classify" in path else "",)}
+    always = {name: right.pop(name) for name in ("model", "messages", "prompt", "input", "query", "documents") if name in right and not (name == "messages" and "input" in known)}
     return st.fixed_dictionaries(always, optional={name: one | JSON if name != "stream" else one for name, one in right.items()})
 
 
