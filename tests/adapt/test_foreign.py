@@ -15,6 +15,8 @@ from bedplate.adapt.settings import AdaptSettings, ClassifySettings, ExampleSett
 from bedplate.cli.app import main
 from bedplate.core.artifact import read_manifest, verify
 from bedplate.core.errors import ConfigError, DataError, StateError
+from bedplate.core.generation import Ask, stream
+from bedplate.core.prediction import Label
 from bedplate.evaluate.subject import Subject
 from bedplate.infer.engine_settings import EngineSettings
 from bedplate.infer.speakers import Speakers
@@ -171,10 +173,13 @@ def test_refusals_name_what_is_not_computed(base, speaker, labeller, tmp_path, c
         done(AdaptSettings(base, tmp_path / "more", "generate", ExampleSettings(tmp_path / "rows.jsonl"), MethodSettings(start=mine)))
 
 
-def test_what_only_reads_the_last_token_is_not_served(base, labeller, tmp_path):
+def test_a_classifier_of_transformers_is_served(base, labeller, tmp_path):
     mine = bring(str(labeller[0]), base, tmp_path / "mine", labels=LABELS).folder
     with Speakers(base, EngineSettings(backend="torch", precision="float32", device="cpu", cache_bytes=2**20)) as speakers:
-        speakers.choose(None)
-        with pytest.raises(ConfigError, match="last token") as told:
-            speakers.engine.register("labeller", mine)
-    assert "predict" in told.value.hint
+        native, _ = speakers.choose(None)
+        native.register("labeller", mine)
+        for text, wanted in zip(TEXTS, Worker.load(base, mine).predict(TEXTS)):
+            for prompt in (text, tuple(Base.load(base).encoder.encode(text).tolist())):
+                (piece,) = stream(native, Ask("labeller", prompt=prompt, want="prediction"))
+                assert isinstance(piece.prediction, Label) and piece.prediction.label == wanted.label
+                assert dict(piece.prediction.probabilities) == pytest.approx(dict(wanted.probabilities), abs=1e-5)

@@ -241,7 +241,6 @@ def test_what_cannot_be_asked_is_refused_at_once(base, engine):
         (Request(compose([said([1, -1], False)], base.model.config)), "0 to 319"),
         (Request(words(base, 5), layers=3), "has 2"),
         (Request(words(base, 5), layers=-1), "has 2"),
-        (Request(replace(words(base, 100), block=np.ones(100, np.int32)), Sampling(max_tokens=5)), "largest picture"),
         (Request(words(base, 0)), "one position"),
     ):
         with pytest.raises(ConfigError) as caught:

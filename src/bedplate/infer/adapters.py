@@ -12,7 +12,6 @@ from bedplate.adapt.base import Base
 from bedplate.adapt.loop import TASK, task_of
 from bedplate.adapt.settings import AdaptSettings
 from bedplate.adapt.tasks import Task
-from bedplate.adapt.tasks.classify import Classify
 from bedplate.adapt.tasks.generate import Generate
 from bedplate.core.artifact import read_manifest, verify
 from bedplate.core.errors import ConfigError, DataError, IntegrityError, did_you_mean
@@ -59,8 +58,6 @@ class Adapters:
             if method.name == "full":
                 hint = f"`bedplate merge` makes a model of {folder}; serve that on its own"
                 raise ConfigError(f"{folder} changed all weights, so it cannot share a batch with the base", hint)
-            if isinstance(task, Classify) and task.reads == "last":
-                raise ConfigError(f"{folder} reads the last token's state, which is not at hand here", "ask it with `bedplate predict`")
             if task.head is not None:
                 methods.load_head(task.head, folder)
                 task.head.requires_grad_(False)
@@ -100,7 +97,7 @@ class Adapters:
             DataError: it holds numbers that are none.
             IntegrityError: it cannot be read, or is not what was registered.
         """
-        read = peft.read(one.folder, self.base.model)
+        read = peft.read(one.folder, self.base.model, scores=isinstance(one.task.head, methods.Score))
         if _digest(one.folder) != one.digest:
             raise IntegrityError(f"{one.folder} has changed since it was registered", "unregister it, and register it anew")
         for name, adapter in read.items():

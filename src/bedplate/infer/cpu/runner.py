@@ -164,6 +164,7 @@ class CpuRunner:
         packer = Packer(self._library)
         changes = (Change * self.config.num_hidden_layers)()
         groups = (("self_attn", ("q_proj", "k_proj", "v_proj")), ("self_attn", ("o_proj",)), ("mlp", ("gate_proj", "up_proj")), ("mlp", ("down_proj",)))
+        widest = 0
         layers: Any = self._model.model.layers
         for number, layer in enumerate(layers):
             made = []
