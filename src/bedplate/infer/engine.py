@@ -288,7 +288,8 @@ class Engine:
     def _answer(self, drawing: list[tuple[Running, int]], states: Float[np.ndarray, "n d"]) -> None:
         """Draw what follows, and tell."""
         made, drawing = self._maker.advance(drawing, states)
-        self._made(made)
+        if made:
+            self._made(made)
         rows: list[int] = []
         asking: list[tuple[Running, int, int]] = []  # a request, its first row of logits, and how many
         for running, row in drawing:
