@@ -374,8 +374,11 @@ def test_a_teacher_is_needed_and_must_know_the_same_tokens(base, base_folder, te
     other = tmp_path / "other"
     write_text(other / "tokenizer.json", tiny_tokenizer(300).to_str())
     tiny_model(300).save(other / "base", tokenizer=other / "tokenizer.json")
-    with pytest.raises(ConfigError, match="different tokens"):
-        prepare(replace(settings(base_folder, file, tmp_path, "distill"), distill=DistillSettings(other / "base")), base)
+    asked = replace(settings(base_folder, file, tmp_path, "distill"), distill=DistillSettings(other / "base"))
+    with pytest.raises(ConfigError, match=r"different tokens, such as number 3\d\d \(none there, '.+' here\)") as told:
+        prepare(asked, base)
+    assert "distill.by=text" in told.value.hint
+    assert prepare(replace(asked, distill=DistillSettings(other / "base", by="text")), base, answerer=lambda *_: "so").items  # as the hint says
 
 
 # all of them

@@ -56,8 +56,9 @@ class Distill(Generate):
         if self.by_text:
             self.file = self.settings.to.with_name(self.settings.to.name + ".run") / TAUGHT
             self.taught = _read(self.file)
-        elif _tokens(folder) != _tokens(self.settings.base):
-            raise ConfigError(f"{folder} and {self.settings.base} have different tokens", 'learn its answers instead: distill.by = "text"')
+        elif (different := _difference(folder, self.settings.base)) is not None:
+            hint = 'learn its answers instead, which any teacher can give: --set distill.by=text (in a recipe: distill.by = "text")'
+            raise ConfigError(f"{folder} and {self.settings.base} have different tokens, such as {different}: logits of one say nothing to the other", hint)
 
     def encode(self, row: Row, learn: bool = True) -> Item:
         if not learn or not self.by_text:
@@ -135,10 +136,22 @@ def _with(row: Row, **cells: Any) -> Row:
     return Row(row.number, {**row.values, **cells}, row.beside)
 
 
-def _tokens(folder: Path) -> Any:
-    """What decides which token an id is."""
+def _difference(teacher: Path, student: Path) -> str | None:
+    """The first number that names different tokens, in words; None: there is none."""
+    theirs, ours = _tokens(teacher), _tokens(student)
+    numbers = sorted(number for number in theirs.keys() | ours.keys() if theirs.get(number) != ours.get(number))
+    if not numbers:
+        return None
+    said = [repr(tokens[numbers[0]]) if numbers[0] in tokens else "none" for tokens in (theirs, ours)]
+    return f"number {numbers[0]} ({said[0]} there, {said[1]} here)"
+
+
+def _tokens(folder: Path) -> dict[int, str]:
+    """What decides which token an id is: number -> token."""
     tree = read_json(folder / "tokenizer.json")
-    return tree["model"].get("vocab"), {token["content"]: token["id"] for token in tree.get("added_tokens", ())}
+    held = tree["model"].get("vocab") or {}
+    named = held.items() if isinstance(held, dict) else ((entry[0], number) for number, entry in enumerate(held))  # a list: (token, score) each
+    return {int(number): str(token) for token, number in named} | {int(token["id"]): str(token["content"]) for token in tree.get("added_tokens", ())}
 
 
 def _read(path: Path) -> dict[str, str]:

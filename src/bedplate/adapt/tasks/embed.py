@@ -21,28 +21,40 @@ from bedplate.adapt.examples import Row
 from bedplate.adapt.tasks.base import Joint, Judged, linear_head, portions
 from bedplate.core.prediction import Vector
 from bedplate.data.document import Segment
+from bedplate.modality.specs import CONTINUOUS
 
 
 class Embed(Joint):
-    """Vectors of things of any sense, near to those of the texts that belong to them."""
+    """Vectors of things of any sense, near to those of the things that belong to them."""
 
     name = "embed"
-    wants = "positive, and text, image, audio, video or series; negative or negatives (a list) where known"
+    wants = (
+        "text, image, audio, video or series, and what belongs to it: positive (a text) or positive_image, positive_audio and so on; negative or negatives"
+        " (a list of texts), negative_image and so on where known"
+    )
     examples_per_step = 64
 
     def encode(self, row: Row, learn: bool = True) -> Item:
-        texts = [row.text("positive"), *self._negatives(row)] if learn else []
-        looked = [self.base.look(row.inputs(self.model.config.senses)), *(self.base.look([Segment("text", text)]) for text in texts)]
-        names = np.array([zlib.crc32(text.encode()) & 0xFFFFFF for text in texts], np.float32)  # 24 bits: exact in float32
+        others = [self._belonging(row, "positive"), *self._negatives(row)] if learn else []
+        looked = [self.base.look(row.inputs(self.model.config.senses)), *map(self.base.look, others)]
+        names = np.array([_name(one) for one in others], np.float32)
         return Item(row.number, tuple(map(self.fit, looked)), names, 1.0)
 
-    def _negatives(self, row: Row) -> list[str]:
-        if "negative" in row.values:
-            return [row.text("negative")]
+    def _belonging(self, row: Row, role: str) -> tuple[Segment, ...]:
+        """What a row gives as its positive or negative: a text, things of other senses, or both."""
+        columns = {role: "text"} | {f"{role}_{sense}": sense for sense in CONTINUOUS}
+        if not columns.keys() & row.values.keys():
+            raise row.error(f"there is no {role!r}, nor {f'{role}_image'!r} or the like")
+        own = {name: row.values[column] for column, name in columns.items() if column in row.values}
+        return Row(row.number, own, row.beside).inputs(self.model.config.senses)
+
+    def _negatives(self, row: Row) -> list[tuple[Segment, ...]]:
+        if any(name == "negative" or name.startswith("negative_") for name in row.values):
+            return [self._belonging(row, "negative")]
         found = row.list_of("negatives") if "negatives" in row.values else []
         if not all(isinstance(text, str) and text.strip() for text in found):
             raise row.error("'negatives' holds something that is no text")
-        return found
+        return [(Segment("text", text),) for text in found]
 
     def target_of(self, item: Item) -> str:
         return f"near the second, far from {'the rest and ' * (len(item.sequences) > 2)}those of other rows"
@@ -99,6 +111,14 @@ class Embed(Joint):
         width = self.model.config.hidden_size
         self.head = nn.Linear(width, width).to(self.model.head.device)
         return self
+
+
+def _name(segments: Sequence[Segment]) -> int:
+    """A number that equal things share; of 24 bits, so that it is exact in float32."""
+    found = 0
+    for one in segments:
+        found = zlib.crc32(one.value.encode() if isinstance(one.value, str) else np.ascontiguousarray(one.value).tobytes(), found)
+    return found & 0xFFFFFF
 
 
 def _same(names: Float[np.ndarray, "c"], count: int) -> Bool[np.ndarray, "b c"]:
