@@ -274,3 +274,15 @@ def test_every_row_without_a_label_is_counted_and_the_task_says_what_it_wants(ba
     with pytest.raises(DataError) as caught:
         prepare(settings(base_folder, jsonl(rows), tmp_path), base)
     assert "row 1: there is no 'label'; 3 of 9 rows cannot be used (also 4, 7)" in caught.value.message and "classify wants label" in caught.value.hint
+
+
+def test_a_run_of_a_version_that_knew_fewer_settings_goes_on(base_folder, jsonl, tmp_path):
+    asked = settings(base_folder, jsonl(labelled(20)), tmp_path)
+    manifest = done(asked)
+    path = tmp_path / "adapter.run" / "asked.json"
+    before = json.loads(path.read_text())
+    del before["classify"]["accuracy"]
+    path.write_text(json.dumps(before))
+    assert done(asked) == manifest
+    with pytest.raises(StateError, match=r"classify.accuracy = 0.0, not 0.9"):
+        done(replace(asked, classify=ClassifySettings(accuracy=0.9)))

@@ -1,9 +1,12 @@
 """`bedplate adapt` and `predict` from the command line: flags and recipe alike, preview, answers."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
+import bedplate
 from bedplate.cli.app import main
 from bedplate.core.run import run_state
 from bedplate.testing.bases import tiny_base
@@ -120,3 +123,21 @@ def test_a_folder_that_cannot_be_written_is_said_in_words(base, examples, tmp_pa
         main(["adapt", str(base), "--task", "classify", "--data", str(examples), "--to", str(tmp_path / "file" / "x"), *COLUMNS])
     told = capsys.readouterr().err
     assert caught.value.code == 3 and "not a directory" in told and "foreseen" not in told
+
+
+def test_without_a_base_nothing_begins(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        main(["adapt", "--task", "classify"])
+    assert caught.value.code == 2 and "bedplate get" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_shares_carry_their_interval(base, examples, tmp_path, capsys):
+    main(["adapt", str(base), "--task", "classify", "--data", str(examples), "--to", str(tmp_path / "x"), *COLUMNS, "--set", "train.epochs=1", "--plain"])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["accuracy", "1.000", "1.000", "0.610", "to", "1.000"] in lines, lines
+
+
+def test_the_package_is_a_command_as_well():
+    told = subprocess.run([sys.executable, "-m", "bedplate", "--version"], check=False, capture_output=True, text=True, timeout=60)
+    assert told.returncode == 0 and told.stdout.strip() == bedplate.__version__

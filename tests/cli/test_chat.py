@@ -31,10 +31,21 @@ def say(run, monkeypatch, model):
 def test_answers_and_commands(say, tmp_path):
     code, out, err = say(["the river", "/set temperature=0.5", "/system be short", "/again", "/save " + str(tmp_path / "talk.jsonl"), "/clear", "/quit", "x"])
     assert code == 0 and out.count("\n") >= 2
-    for told in ("without an adapter, as the base does", "temperature=0.5", "tokens/s", "be short", "3 turns in", "forgotten"):
+    for told in ("without an adapter, as the base does", "temperature=0.5", "tokens/s", "be short", "3 turns are line 1 of", "forgotten"):
         assert told in err
     kept = json.loads((tmp_path / "talk.jsonl").read_text())["messages"]
     assert [turn["role"] for turn in kept] == ["system", "user", "assistant"] and kept[1]["content"] == "the river"
+    assert set(kept[2]) == {"role", "content"}
+
+
+def test_a_conversation_is_added_to_a_file_and_takes_nothing_from_it(say, tmp_path):
+    path = tmp_path / "answers.jsonl"
+    path.write_text('{"prompt": "a", "completion": "b"}\n')
+    code, _, err = say(["the river", f"/save {path}"])
+    lines = path.read_text().splitlines()
+    assert code == 0 and json.loads(lines[0]) == {"prompt": "a", "completion": "b"} and "messages" in json.loads(lines[1]) and "line 2 of" in err
+    code, _, err = say([f"/save {path}"])
+    assert code == 2 and "nothing was said" in err and len(path.read_text().splitlines()) == 2
 
 
 @pytest.mark.parametrize("precision", ["float32", "int8"])

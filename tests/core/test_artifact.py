@@ -177,3 +177,18 @@ def test_golden_folders_are_still_read(kept):
 def test_there_is_a_golden_report():
     assert (GOLDEN / "report-1" / "manifest.json").is_file()
     assert read_manifest(GOLDEN / "report-1").digest == json.loads((GOLDEN / "report-1" / "manifest.json").read_text())["digest"]
+
+
+def test_a_model_that_is_not_there_is_looked_for_among_the_fetched(tmp_path, monkeypatch):
+    monkeypatch.setenv("BEDPLATE_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="bedplate get` lists"):
+        read_manifest(Path("smollm2"), "model")
+    (tmp_path / "home" / "models" / "smollm2-135m").mkdir(parents=True)
+    (tmp_path / "home" / "models" / "smollm2-135m" / "manifest.json").write_text("{}")
+    with pytest.raises(DataError, match="did you mean 'smollm2-135m'"):
+        read_manifest(Path("smollm2"), "model")
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / "config.json").write_text("{}")
+    with pytest.raises(DataError, match="bedplate get hf` makes a model of it"):
+        read_manifest(Path("hf"), "model")

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from bedplate.core.files import atomic_writer, read_json, sha256_bytes, sha256_file, write_bytes, write_json, write_text
+from bedplate.core.files import add_line, atomic_writer, read_json, sha256_bytes, sha256_file, write_bytes, write_json, write_text
 
 WRITER = """
 import sys
@@ -90,3 +90,10 @@ def test_digests(tmp_path):
     (tmp_path / "a").write_bytes(data)
     assert sha256_file(tmp_path / "a") == sha256_bytes(data)
     assert sha256_bytes(b"") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+
+def test_a_line_is_added_and_nothing_is_lost(tmp_path):
+    path = tmp_path / "new" / "talk.jsonl"
+    assert [add_line(path, "ä"), add_line(path, "b")] == [1, 2] and path.read_text(encoding="utf-8") == "ä\nb\n"
+    path.write_text("left open")
+    assert add_line(path, "b") == 2 and path.read_text() == "left open\nb\n"

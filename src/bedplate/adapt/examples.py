@@ -206,7 +206,8 @@ def each(rows: Sequence[Row], read: Callable[[Row], T]) -> list[T]:
     first = errors[0][1]
     if len(errors) > 1:
         others = ", ".join(f"{number:,}" for number, _ in errors[1:6]) + (", ..." if len(errors) > 6 else "")
-        first.message += f"; {len(errors):,} of {len(rows):,} rows cannot be used (also {others})"
+        some = f"{len(errors):,} of {len(rows):,} rows cannot be used (also {others})"
+        first.message += f"; {some if len(errors) < len(rows) else f'none of the {len(rows):,} rows can be used'}"
     raise first
 
 

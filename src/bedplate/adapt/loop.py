@@ -326,15 +326,15 @@ def check_same(settings: AdaptSettings, folder: Path) -> None:
     if not path.exists():
         write_json(path, asked)
         return
-    before, now = dict(flatten(read_json(path))), dict(flatten(asked))
+    usual, before, now = (dict(flatten(tree)) for tree in (to_mapping(AdaptSettings()), read_json(path), asked))
     for key in sorted(before.keys() | now.keys()):
-        if before.get(key) == now.get(key):
+        old, new = before.get(key, usual.get(key)), now.get(key, usual.get(key))  # a setting that a newer version added stood at its default
+        if old == new:
             continue
         if key.startswith("digests."):
             what = {"digests.base": f"the base {settings.base}", "digests.data": f"the examples {settings.data.file}"}.get(key, "the teacher")
             raise StateError(f"{folder} holds a run that began when {what} held something else", "restore what it began with, or give another --to")
-        message = f"{folder} holds a run with {key} = {_said(before.get(key))}, not {_said(now.get(key))}"
-        raise StateError(message, f"go on without changing {key}, or give another --to")
+        raise StateError(f"{folder} holds a run with {key} = {_said(old)}, not {_said(new)}", f"go on without changing {key}, or give another --to")
 
 
 def _said(value: Any) -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from bedplate.cli.app import Here, ModelFolder, Overrides
 from bedplate.core.config import load
+from bedplate.core.errors import ConfigError
 from bedplate.core.run import Run
 from bedplate.core.units import format_seconds
 
@@ -30,7 +32,7 @@ def adapt(
 
     Args:
         base: the base, a model folder; it stays as it is.
-        task: what is learned; see docs/settings.md.
+        task: what is learned: generate, classify, extract, rank, embed, regress, prefer, distill, continue or grow; see docs/settings.md.
         data: examples: JSONL, CSV, Parquet, or a folder or archive of files in one folder a label; for continue and grow any files, or a corpus.
         to: the adapter folder to write; a model folder for continue and grow. What happened is kept beside it, in TO.run.
         recipe: a settings file; see docs/settings.md.
@@ -48,6 +50,8 @@ def adapt(
     given = {"base": base, "task": task, "data.file": data, "to": to, "method.name": method}
     resolved = load(AdaptSettings, path=recipe, overrides=overrides, given=given)
     settings = resolved.value
+    if resolved.origins.get("base", "default") == "default":
+        raise ConfigError("no base is named", "bedplate adapt BASE --task TASK --data FILE --to FOLDER; `bedplate get` lists models to begin with")
     if preview:
         loaded = Base.load(settings.base)
         if settings.task in FURTHER:
@@ -71,14 +75,29 @@ def adapt(
         return
     about = manifest.about
     before, after = about["scores_before"], about["scores"]
-    rows = [(name.replace("_", " "), f"{before[name]:.3f}" if name in before else "", f"{value:.3f}") for name, value in after.items()]
+    rows = []
+    for name, value in after.items():
+        rows.append((name.replace("_", " "), f"{before[name]:.3f}" if name in before else "", f"{value:.3f}", _interval(name, value, about)))
     if rows:
-        console.table((f"{about['held_out']} held-out examples", "before", "after"), rows)
+        console.table((f"{about['held_out']} held-out examples", "before", "after", "95% interval"), rows)
     if settings.task in FURTHER:
         console.say(f"model in {settings.to} after {format_seconds(seconds)}; a base like any other: bedplate generate {settings.to}")
     else:
         console.say(f"adapter in {settings.to} after {format_seconds(seconds)}; use it: bedplate predict {settings.base} {settings.to} FILE")
     console.data({"adapter": str(settings.to), "finished": True, "digest": manifest.digest, **about})
+
+
+def _interval(name: str, value: float, about: Mapping[str, Any]) -> str:
+    """Between which values a share of the held-out examples is likely to lie on new ones; "" for what is no share of them."""
+    from bedplate.evaluate.stats import wilson
+
+    of = about["held_out"]
+    if name == "accuracy_of_answered":
+        of = round(about["scores"]["answered"] * of)
+    if name not in ("accuracy", "preferred", "answered", "accuracy_of_answered") or not of:
+        return ""
+    low, high = wilson(round(value * of), of)
+    return f"{low:.3f} to {high:.3f}"
 
 
 def predict(base: ModelFolder, adapter: Path, data: Path, *, out: Path | None = None, max_tokens: int = 256, console: Here) -> None:
@@ -134,7 +153,6 @@ def merge(
         bits: round what is merged to what so many bits can say, and tell what that lost.
     """
     from bedplate.adapt.merge import merge as run_merge
-    from bedplate.core.errors import ConfigError
 
     try:
         counts = [float(weight) for weight in weights.split(",") if weight.strip()]

@@ -22,7 +22,7 @@ HELP = """/help                  this
 /system TEXT           what the model is told first; without a text: nothing
 /again                 another answer to the last question
 /clear                 forget the conversation
-/save FILE             write the conversation as a line of JSONL, which `bedplate adapt` can learn from
+/save FILE             add the conversation to FILE as a line of JSONL, which `bedplate adapt` can learn from
 /quit                  leave (also Ctrl-D); Ctrl-C stops an answer"""
 SETTINGS = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "seed")
 """Of how answers are drawn, what /set changes."""
@@ -118,7 +118,7 @@ def _by(adapter: Path | None) -> str:
 def _command(talk: Conversation, word: str, rest: str) -> str:
     """Do what a line that starts with / asks for; what to say about it."""
     from bedplate.core.errors import ConfigError, did_you_mean
-    from bedplate.core.files import write_text
+    from bedplate.core.files import add_line
     from bedplate.data.chat import Message
 
     if word == "/help":
@@ -143,8 +143,11 @@ def _command(talk: Conversation, word: str, rest: str) -> str:
     if word == "/save":
         if not rest:
             raise ConfigError("no file is named", "/save conversation.jsonl")
-        write_text(Path(rest), json.dumps({"messages": [turn._asdict() for turn in talk.turns]}, ensure_ascii=False) + "\n")
-        return f"{len(talk.turns)} turns in {rest}"
+        if not talk.turns:
+            raise ConfigError("nothing was said yet", "ask something first")
+        told = [{name: cell for name, cell in turn._asdict().items() if cell or name == "content"} for turn in talk.turns]
+        written = add_line(Path(rest), json.dumps({"messages": told}, ensure_ascii=False))
+        return f"{len(talk.turns)} turns are line {written} of {rest}"
     known = ("/help", "/set", "/adapter", "/system", "/again", "/clear", "/save", "/quit")
     raise ConfigError(f"there is no {word}", did_you_mean(word, known))
 
@@ -158,5 +161,7 @@ def _read(by_hand: bool) -> str | None:
     except EOFError:
         return None
     except KeyboardInterrupt:
+        if by_hand:
+            print()  # the next prompt begins a line of its own
         return None if not by_hand else ""
 

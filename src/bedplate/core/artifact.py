@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import bedplate
-from bedplate.core.errors import DataError, IntegrityError
+from bedplate.core.errors import DataError, IntegrityError, did_you_mean
 from bedplate.core.files import read_json, sha256_bytes, sha256_file, write_json
+from bedplate.core.home import home
 
 MANIFEST = "manifest.json"
 
@@ -83,6 +84,19 @@ def seal(
     return manifest
 
 
+def _instead(folder: Path, kind: str | None) -> str:
+    """What to do about a folder without a manifest."""
+    expected = f"expected a {kind or 'Bedplate artifact'}"
+    if folder.is_dir():
+        foreign = kind == "model" and (folder / "config.json").is_file()
+        return f"`bedplate get {folder}` makes a model of it" if foreign else f"the folder is incomplete or not an artifact; {expected}"
+    hint = f"there is no such folder; {expected}"
+    if kind != "model" or len(folder.parts) > 1:
+        return hint
+    fetched = [path.parent.name for path in (home() / "models").glob(f"*/{MANIFEST}")]
+    return f"{hint}. Of fetched models: {did_you_mean(folder.name, fetched)}" if fetched else f"{hint}; `bedplate get` lists those that can be fetched"
+
+
 def read_manifest(folder: Path, kind: str | None = None) -> Manifest:
     """Read a folder's manifest, migrate an older format, refuse a newer one.
 
@@ -92,8 +106,7 @@ def read_manifest(folder: Path, kind: str | None = None) -> Manifest:
     """
     path = folder / MANIFEST
     if not path.is_file():
-        looks = "the folder is incomplete or not an artifact" if folder.is_dir() else "there is no such folder"
-        raise DataError(f"{folder} has no {MANIFEST}", f"{looks}; expected a {kind or 'Bedplate artifact'}")
+        raise DataError(f"{folder} has no {MANIFEST}", _instead(folder, kind))
     try:
         raw = read_json(path)
         claimed = raw.pop("digest")

@@ -64,6 +64,23 @@ def write_text(path: Path, text: str, private: bool = False) -> None:
     write_bytes(path, text.encode("utf-8"), private)
 
 
+def add_line(path: Path, line: str) -> int:
+    """Add a line to the end of a text file, which is made when missing; its number, counted from 1. A last line that was left open is closed first.
+
+    Args:
+        path: the file; what it holds stays.
+        line: without a newline.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as handle:
+        handle.seek(0)
+        held = handle.read()
+        handle.write((b"" if not held or held.endswith(b"\n") else b"\n") + line.encode("utf-8") + b"\n")
+        handle.flush()
+        os.fsync(handle.fileno())
+    return held.count(b"\n") + (1 if not held or held.endswith(b"\n") else 2)
+
+
 def write_json(path: Path, value: Any, private: bool = False) -> None:
     """Write indented JSON atomically. NaN is refused: it is not JSON."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", private)
