@@ -72,7 +72,8 @@ class Exchange:
             BedplateError: the generator refuses it.
         """
         longest = max(ask.sampling.max_tokens if ask.want == "text" else 0 for ask in asks)
-        admission = gateway.limiter.admit(caller, prompt_tokens, longest)
+        answers = sum(ask.sampling.n for ask in asks if ask.want == "text")  # what is only read is over in a step
+        admission = gateway.limiter.admit(caller, prompt_tokens, longest, max(1, answers))
         if admission.slot is None:
             gateway.metrics.refused.labels("limits").inc()
             status, code = (400, "too_large") if admission.retry_after_s is None else (429, "rate_limit_exceeded")
