@@ -15,6 +15,7 @@ from bedplate.infer.backends.remote import Remote, Settings
 from bedplate.serve.breaker import BreakerSettings
 from bedplate.serve.budget import Budget, BudgetSettings
 from bedplate.serve.policy import Policy
+from bedplate.serve.redact import RedactSettings
 from bedplate.serve.reload import reload
 from bedplate.serve.router import Router
 from bedplate.serve.routes import DataSettings, PlaceSettings, RouteSettings, RoutesSettings
@@ -186,3 +187,24 @@ def test_a_base_that_is_elsewhere_is_no_local_place(tmp_path):
     file.write_text('[places.local]\n[places.big]\nwhere = "local"\n')
     with pytest.raises(ConfigError, match="big"):
         Policy.read(ServeSettings(models={"small": ModelSettings("small"), **away}, routes=file))
+
+
+def test_an_answer_from_elsewhere_does_not_say_that_it_is_local(tmp_path):
+    with serving(tmp_path, models={"fake": ModelSettings("https://models.example/v1")}) as served:
+        assert post(served).headers["x-bedplate-route"] == "fake (remote); no routes"
+
+
+def test_a_question_is_written_down_as_was_promised_when_it_was_asked(tmp_path):
+    """A reload in the middle of an answer wrote its text, while its receipt told of the policy that writes none."""
+    fake = FakeGenerator(step_s=0.005)
+    with serving(tmp_path, fake=fake, audit=tmp_path / "audit") as served:
+        body = {**ASKED, "stream": True, "max_tokens": 200, "ignore_eos": True}
+        with httpx.stream("POST", f"{served.url}/v1/chat/completions", headers=served.headers, json=body, timeout=30) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            reload(served.gateway, replace(served.gateway.settings, redact=RedactSettings(mode="none")))
+            list(lines)
+        post(served)
+    answers = [one["body"] for path in (tmp_path / "audit").glob("audit-*") for one in map(json.loads, path.read_text().splitlines()) if one["kind"] == "answer"]
+    assert ["text" in one["answer"] for one in answers] == [False, True]
+    assert answers[0]["receipt"]["policies"]["redact"] != answers[1]["receipt"]["policies"]["redact"]

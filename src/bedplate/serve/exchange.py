@@ -49,7 +49,7 @@ class Exchange:
         self.first_s: float | None = None
         """From the question to the first piece of the answer."""
         self._gateway, self._caller, self._slot = gateway, caller, slot
-        self._policy = gateway.policy
+        self._policy, self._redactor = gateway.policy, gateway.redactor  # a reload meanwhile is for those who come after
         self._began = time.monotonic()
         self._salt = new_salt()
         choices = sum(ask.sampling.n for ask in self.asks)
@@ -74,7 +74,8 @@ class Exchange:
             BedplateError: the generator refuses it.
         """
         longest = max(ask.sampling.max_tokens if ask.want == "text" else 0 for ask in asks)
-        admission = gateway.limiter.admit(caller, prompt_tokens, longest)
+        answers = sum(ask.sampling.n for ask in asks if ask.want == "text")  # what is only read is over in a step
+        admission = gateway.limiter.admit(caller, prompt_tokens, longest, max(1, answers))
         if admission.slot is None:
             gateway.metrics.refused.labels("limits").inc()
             status, code = (400, "too_large") if admission.retry_after_s is None else (429, "rate_limit_exceeded")
@@ -118,7 +119,8 @@ class Exchange:
         for ticket in _tickets(self.answer):
             if isinstance(ticket, RoutedTicket) and ticket.decision is not None:
                 return ticket.decision.header
-        return "local"
+        model = self._gateway.settings.models.get(self.target.base)
+        return "local" if model is None or model.here else f"{self.target.base} (remote); no routes"
 
     @property
     def _guard(self) -> Verdict | None:
@@ -230,7 +232,7 @@ class Exchange:
     def _write_question(self) -> None:
         gateway = self._gateway
         assert gateway.audit is not None
-        questions = [gateway.redactor.ask(ask, self._salt) for ask in self.asks]
+        questions = [self._redactor.ask(ask, self._salt) for ask in self.asks]
         about: dict[str, Any] = {"id": self.id, "caller": self._caller.id, "tenant": self._caller.tenant, "model": self.target.name, "questions": questions}
         gateway.audit.append("question", about)
 
@@ -240,7 +242,7 @@ class Exchange:
         salt, usage = self._salt, self.answer.usage
         texts = ["".join(parts) for parts in self._said]
         prompt = "\n".join(written(ask) for ask in self.asks)
-        told = gateway.redactor.text("\n".join(texts), salt)
+        told = self._redactor.text("\n".join(texts), salt)
         facts = Facts(
             id=self.id,
             at=dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
@@ -250,7 +252,7 @@ class Exchange:
             digests=dict(self.target.card.digests),
             policies=dict(self._policy.digests),
             salt=salt.hex(),
-            prompt_sha256=gateway.redactor.text(prompt, salt).sha256,
+            prompt_sha256=self._redactor.text(prompt, salt).sha256,
             answer_sha256=told.sha256,
             prompt_tokens=usage.prompt_tokens,
             completion_tokens=usage.completion_tokens,

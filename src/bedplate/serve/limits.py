@@ -33,7 +33,7 @@ class LimitSettings:
     tokens_per_minute: int = 200_000
     """Tokens of prompts and answers together; an answer's are counted when they have been said."""
     concurrent: int = 64
-    """Answers under way at once."""
+    """Answers under way at once; one request may ask for several. Whoever has none under way may ask for as many as a request holds."""
     context_tokens: int = 0
     """Longest question and answer together; 0: what the model can."""
 
@@ -128,8 +128,8 @@ class _Account:
 class Slot:
     """A place under way; leaving its `with` block, or `release`, gives it back, once."""
 
-    def __init__(self, limiter: Limiter, accounts: tuple[_Account, ...]) -> None:
-        self._limiter, self._accounts, self._held = limiter, accounts, True
+    def __init__(self, limiter: Limiter, accounts: tuple[_Account, ...], answers: int) -> None:
+        self._limiter, self._accounts, self._answers, self._held = limiter, accounts, answers, True
 
     def settle(self, completion_tokens: int) -> None:
         """Count tokens that were said since the last call; harmless after release, so that a late count is not lost."""
@@ -186,26 +186,27 @@ class Limiter:
         self._running = 0
         self._tidy_at = self.FEW_ACCOUNTS
 
-    def admit(self, caller: Caller, prompt_tokens: int, max_tokens: int = 0) -> Admission:
-        """Take a place, a request and the prompt's tokens; all of it or nothing.
+    def admit(self, caller: Caller, prompt_tokens: int, max_tokens: int = 0, answers: int = 1) -> Admission:
+        """Take places, a request and the prompt's tokens; all of it or nothing.
 
         Args:
             caller: who asks.
             prompt_tokens: positions of the question.
             max_tokens: longest answer asked for; only looked at for the limit on context.
+            answers: to all prompts of the request; each takes a place.
         """
         with self._turn:
             now_s = self._clock()
             key, tenant = self._accounts(caller, now_s)
-            refused = self._refusal(key, tenant, prompt_tokens, max_tokens, now_s)
+            refused = self._refusal(key, tenant, prompt_tokens, max_tokens, answers, now_s)
             if refused is not None:
                 return refused
             for account in (key, tenant):
                 account.requests.take(1, now_s)
                 account.tokens.take(prompt_tokens, now_s)
-                account.running += 1
-            self._running += 1
-            return Admission(Slot(self, (key, tenant)))
+                account.running += answers
+            self._running += answers
+            return Admission(Slot(self, (key, tenant), answers))
 
     def change(self, settings: LimitsSettings) -> None:
         """Take new limits over; what is under way keeps its place, and nobody's bucket is filled by it."""
@@ -247,7 +248,7 @@ class Limiter:
         """Places taken now."""
         return self._running
 
-    def _refusal(self, key: _Account, tenant: _Account, prompt_tokens: int, max_tokens: int, now_s: float) -> Admission | None:
+    def _refusal(self, key: _Account, tenant: _Account, prompt_tokens: int, max_tokens: int, answers: int, now_s: float) -> Admission | None:
         wait_s = 0.0
         reason = ""
         for account, whose in ((key, "this key"), (tenant, "this tenant")):
@@ -260,20 +261,22 @@ class Limiter:
                     return Admission(None, f"{amount} {what} are more than the {bucket.per_minute} a minute of {whose}")
                 if need_s > wait_s:
                     wait_s, reason = need_s, f"{whose} is at its {bucket.per_minute} {what} a minute"
-            if limit.concurrent and account.running >= limit.concurrent and wait_s < 1:
-                wait_s, reason = 1.0, f"{whose} has {account.running} answers under way, its most"
-        if not reason and not self._room(tenant):
+            if limit.concurrent and account.running and account.running + answers > limit.concurrent and wait_s < 1:
+                wait_s, reason = 1.0, f"{whose} has {account.running} answers under way, {limit.concurrent} are its most"
+        if not reason and not self._room(tenant, answers):
             wait_s, reason = 1.0, f"all {self.settings.concurrent} places are taken"
         return Admission(None, reason, wait_s) if reason else None
 
-    def _room(self, tenant: _Account) -> bool:
-        free = self.settings.concurrent - self._running
+    def _room(self, tenant: _Account, answers: int) -> bool:
+        free = self.settings.concurrent - self._running - (answers - 1)
+        if not self._running:
+            return True
         if free <= 0:
             return False
         if free > int(self.settings.concurrent * self.settings.kept_share):
             return True
         active = sum(account.running > 0 for account in self._tenants.values()) + (tenant.running == 0)
-        return tenant.running < self.settings.concurrent / active if active > 1 else False
+        return tenant.running + answers - 1 < self.settings.concurrent / active if active > 1 else False
 
     def _accounts(self, caller: Caller, now_s: float) -> tuple[_Account, _Account]:
         if len(self._keys) + len(self._tenants) > self._tidy_at:
@@ -302,6 +305,6 @@ class Limiter:
         with self._turn:
             if slot._held:
                 slot._held = False
-                self._running -= 1
+                self._running -= slot._answers
                 for account in slot._accounts:
-                    account.running -= 1
+                    account.running -= slot._answers

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
 
 from bedplate.core.contracts import Generator
 from bedplate.core.errors import ConfigError
@@ -95,7 +94,6 @@ def _stays_here(routing: RoutesSettings, settings: ServeSettings) -> None:
     """
     for place in routing.places.keys() - routing.remote:
         for name in [place] if place in settings.models else settings.models if place == OWN else []:
-            model = settings.models[name]
-            if model.chosen == "remote" and urlsplit(model.path).hostname not in ("localhost", "127.0.0.1", "::1"):
+            if not (model := settings.models[name]).here:
                 hint = f'write [places.{name}] with where = "remote", url and worker, and say in data.may_leave what may go there'
                 raise ConfigError(f"the place {place!r} is local, but the model {name!r} answers at {model.path}", hint)

@@ -9,10 +9,13 @@ from dataclasses import replace
 from bedplate.core.generation import Ask
 from bedplate.serve.errors import Refusal
 from bedplate.serve.exchange import Exchange
+from bedplate.serve.guarded import texts_of
 from bedplate.serve.models import Target
 from bedplate.serve.route import Call
 from bedplate.serve.schemas import Drawn
 
+MOST_CHARACTERS_A_TOKEN = 32
+"""No text has more in the mean. Beyond it is refused unread: reading sixteen megabytes to say that they are too many took a core twenty seconds."""
 Asker = Callable[[Target, int], Sequence[Ask]]
 """(who answers, longest answer) -> the questions."""
 
@@ -70,6 +73,10 @@ async def count(target: Target, asks: Sequence[Ask]) -> list[int]:
         Refusal: one alone is longer than the model's context.
         BedplateError: one cannot be read.
     """
+    most = MOST_CHARACTERS_A_TOKEN * target.card.context_tokens
+    if (written := max(sum(map(len, texts_of(ask))) for ask in asks)) > most:
+        told = f"{written} characters are more than the {target.card.context_tokens} tokens that {target.name} holds"
+        raise Refusal(400, told, code="context_length_exceeded")
     asks = [replace(ask, worker=target.card.name) for ask in asks]
     counts = await asyncio.get_running_loop().run_in_executor(None, lambda: [target.generator.count(ask) for ask in asks])
     longest = max((taken for ask, taken in zip(asks, counts) if ask.want != "prediction"), default=0)  # a prediction may read many sequences, one by one

@@ -12,6 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from bedplate.serve.errors import invalid
 
 B = TypeVar("B", bound="Body")
+MOST_TURNS = 4096
+"""Of a conversation; each is read where all streams wait for it."""
+MOST_TOOLS = 1024
 
 
 class Body(BaseModel):
@@ -260,11 +263,11 @@ class Drawn(Body):
 class ChatBody(Drawn):
     """POST /v1/chat/completions."""
 
-    messages: list[Message] = Field(min_length=1)
+    messages: list[Message] = Field(min_length=1, max_length=MOST_TURNS)
     max_completion_tokens: int | None = Field(None, ge=1, description="The same as max_tokens, which OpenAI calls the old name.")
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
-    tools: list[FunctionTool] | None = None
+    tools: list[FunctionTool] | None = Field(None, max_length=MOST_TOOLS)
     tool_choice: Literal["auto", "none", "required"] | ToolChoice | None = None
     parallel_tool_calls: bool | None = Field(None, description="Read and ignored.")
     response_format: ResponseFormat | None = None
@@ -299,7 +302,7 @@ class LookedAt(Body):
 
     model: str
     input: str | list[str] | None = None
-    messages: list[Message] | None = Field(None, min_length=1, description="One example, of any sense, in place of input.")
+    messages: list[Message] | None = Field(None, min_length=1, max_length=MOST_TURNS, description="One example, of any sense, in place of input.")
     user: str | None = Field(None, description="Read and ignored.")
 
 

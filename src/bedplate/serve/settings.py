@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 from bedplate.core.errors import ConfigError
 from bedplate.serve.audit import AuditSettings
@@ -88,6 +89,11 @@ class ModelSettings:
         if self.backend != "auto":
             return self.backend
         return "remote" if self.path.startswith(("http://", "https://")) else "llama.cpp" if self.path.endswith(".gguf") else "native"
+
+    @property
+    def here(self) -> bool:
+        """Whether it is computed on this machine."""
+        return self.chosen != "remote" or urlsplit(self.path).hostname in ("localhost", "127.0.0.1", "::1")
 
 
 @dataclass(frozen=True)
