@@ -10,6 +10,8 @@ from typing import Any
 import serving_workers
 from bedplate.adapt.base import Base
 from bedplate.core.generation import Ask, Piece, Sampling, stream
+from bedplate.infer.cpu import runner
+from bedplate.infer.cpu.build import library
 from bedplate.infer.engine import Engine
 from bedplate.infer.engine_settings import EngineSettings
 from bedplate.infer.native import Native
@@ -19,6 +21,8 @@ class Ours:
     """The native generator, nothing kept between requests and nothing guessed ahead, as of the peers."""
 
     def __init__(self, model: str, concurrent: int, settings: dict[str, Any]) -> None:
+        if instructions := settings.pop("instructions", None):
+            runner.library = lambda: library(tuple(instructions))  # another processor's
         told = {"share_beginnings": False, "drafts": 0, "context": 1024, "most_running": max(concurrent, 1), **settings}
         self.native = Native(Engine(Base.load(Path(model)), EngineSettings(**told)))
 

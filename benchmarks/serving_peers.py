@@ -47,6 +47,8 @@ class Entry:
     settings: Mapping[str, Any] = field(default_factory=dict)
     module: str = str(WORKER)
     """What its process runs: a file with the same orders and answers."""
+    compared_with: str = "ours_int8"
+    """Which of ours its ratio is of: weights of the same size, the same instructions where it says so."""
 
 
 class Measured(NamedTuple):
@@ -63,12 +65,16 @@ class Measured(NamedTuple):
 
 
 OURS = str(WORKER.with_name("serving_ours.py"))
-OURS_NAME = "ours_int8"
-"""What the ratios compare the others with."""
+AVX2 = ("-mavx2", "-mfma", "-mf16c", "-mno-avx512f")
+"""What llama.cpp's wheel is built for; ours is compiled for the machine, so this is what a machine without AVX-512 would get."""
 ENTRIES = (
-    Entry(OURS_NAME, "ours", "folder", {"precision": "int8"}, OURS),
+    Entry("ours_int8", "ours", "folder", {"precision": "int8"}, OURS),
+    Entry("ours_int4", "ours", "folder", {"precision": "int4"}, OURS),
+    Entry("ours_int8_avx2", "ours", "folder", {"precision": "int8", "instructions": AVX2}, OURS),
+    Entry("ours_int4_avx2", "ours", "folder", {"precision": "int4", "instructions": AVX2}, OURS, "ours_int4"),
     Entry("ours_float32", "ours", "folder", {"precision": "float32"}, OURS),
     Entry("llama_cpp_q8_0", "llama.cpp", "q8_0", {"n_ubatch": 2048}),
+    Entry("llama_cpp_q4_0", "llama.cpp", "q4_0", {"n_ubatch": 2048}, compared_with="ours_int4"),
     Entry("llama_cpp_f16", "llama.cpp", "f16", {"n_ubatch": 2048}),
     Entry("openvino_q8_0", "openvino", "q8_0", {"max_num_batched_tokens": 1024}),
     Entry("openvino_f16", "openvino", "f16", {"max_num_batched_tokens": 1024}),
@@ -131,7 +137,7 @@ def prepare() -> dict[str, Path]:
     SCRATCH.mkdir(parents=True, exist_ok=True)
     found = {"folder": folder, "ids": SCRATCH / "wikitext2-ids.json"}
     base = Base.load(folder)
-    for kind in ("q8_0", "f16"):
+    for kind in ("q8_0", "q4_0", "f16"):
         found[kind] = SCRATCH / f"smollm2-135m.{kind}.gguf"
         if not found[kind].exists():
             export(base.model, folder / "tokenizer.json", found[kind], kind, template=base.template.source)  # type: ignore[arg-type]
@@ -209,11 +215,14 @@ def main() -> None:
             metrics[f"{name}_decode"] = ([turn.decode for turn in turns], "tokens/s")
             metrics[f"{name}_prefill"] = ([turn.prefill for turn in turns], "tokens/s")
             metrics[f"{name}_per_core"] = ([turn.processor for turn in turns], "tokens per core second")
-        if (ours := found.get(OURS_NAME)) is not None:
-            for name, turns in found.items():
-                if name != OURS_NAME:
-                    metrics[f"speed_ratio_vs_{name}"] = ([a.total / b.total for a, b in zip(ours, turns)], "ratio")
-                    metrics[f"decode_ratio_vs_{name}"] = ([a.decode / b.decode for a, b in zip(ours, turns)], "ratio")
+        for entry in entries:
+            turns, ours = found[entry.name], found.get(entry.compared_with)
+            if ours is not None and entry.name != entry.compared_with:
+                metrics[f"speed_ratio_vs_{entry.name}"] = ([a.total / b.total for a, b in zip(ours, turns)], "ratio")
+                metrics[f"decode_ratio_vs_{entry.name}"] = ([a.decode / b.decode for a, b in zip(ours, turns)], "ratio")
+        for peer, ours_name in (("llama_cpp_q8_0", "ours_int8_avx2"), ("llama_cpp_q4_0", "ours_int4_avx2")):
+            if peer in found and ours_name in found:
+                metrics[f"{ours_name}_decode_ratio_vs_{peer}"] = ([a.decode / b.decode for a, b in zip(found[ours_name], found[peer])], "ratio")
         append(f"serving_peers_{concurrent}", {**conditions, "concurrent": concurrent, "load": f"{os.getloadavg()[0]:.1f}"}, metrics)
     if arguments.perplexity:
         found_perplexities = perplexities(entries, models, arguments.threads, arguments.openvino)

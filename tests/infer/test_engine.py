@@ -488,8 +488,8 @@ def test_many_guesses_beside_many_that_begin_fit_the_workplaces(base):
     engine.close()
 
 
-@pytest.mark.parametrize("precision", ["float32", "int8"])
-def test_int8_and_float32_say_nearly_the_same_whoever_else_is_there(precision):
+@pytest.mark.parametrize("precision", ["float32", "int8", "int4"])
+def test_every_precision_says_the_same_whoever_else_is_there(precision):
     base = base_of(family_model("qwen3", seed=2))
     engine = Engine(base, replace(USUAL, precision=precision))
     alone = [ask(engine, Request(words(base, 30, n), Sampling(max_tokens=20), tenant="alone")).wait().tokens for n in range(6)]

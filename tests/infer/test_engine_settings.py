@@ -29,9 +29,9 @@ def cache_bytes(runner):
 
 
 @pytest.mark.parametrize("backend", ["cpu", "torch"])
-@pytest.mark.parametrize("precision", ["auto", "float32", "int8"])
+@pytest.mark.parametrize("precision", ["auto", "float32", "int8", "int4"])
 def test_pages_take_the_memory_that_was_given(model, backend, precision):
-    runner, shape = open_runner(model, EngineSettings(backend=backend, precision=precision, device="cpu", cache_bytes=MEMORY_BYTES, threads=1))
+    runner, shape, _ = open_runner(model, EngineSettings(backend=backend, precision=precision, device="cpu", cache_bytes=MEMORY_BYTES, threads=1))
     taken = cache_bytes(runner)
     assert MEMORY_BYTES - taken / shape.pages < taken <= MEMORY_BYTES
     runner.close()
@@ -42,7 +42,7 @@ def test_torch_in_the_compilers_place_is_counted_as_torch(model, monkeypatch):
         raise ResourceError("no compiler", "install one")
 
     monkeypatch.setattr(engine_settings, "CpuRunner", refused)
-    runner, shape = open_runner(model, EngineSettings(device="cpu", cache_bytes=MEMORY_BYTES))
+    runner, shape, _ = open_runner(model, EngineSettings(device="cpu", cache_bytes=MEMORY_BYTES))
     assert isinstance(runner, TorchRunner) and MEMORY_BYTES - cache_bytes(runner) / shape.pages < cache_bytes(runner) <= MEMORY_BYTES
     with pytest.raises(ResourceError, match="compiler"):
         open_runner(model, EngineSettings(backend="cpu", device="cpu"))
@@ -65,7 +65,7 @@ def test_what_is_free_is_asked_of_the_gpu(model, monkeypatch):
 def test_what_is_free_is_asked_of_the_machine(model, monkeypatch):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": MEMORY_BYTES}))
     for backend in ("cpu", "torch"):
-        runner, shape = open_runner(model, EngineSettings(backend=backend, device="cpu", most_running=10**3, context=64, threads=1))
+        runner, shape, _ = open_runner(model, EngineSettings(backend=backend, device="cpu", most_running=10**3, context=64, threads=1))
         taken = cache_bytes(runner)
         assert MEMORY_SHARE * MEMORY_BYTES - taken / shape.pages < taken <= MEMORY_SHARE * MEMORY_BYTES
         assert isinstance(runner, CpuRunner) == (backend == "cpu")

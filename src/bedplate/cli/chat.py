@@ -61,7 +61,7 @@ def chat(
     sampling = Sampling(max_tokens, temperature, top_p=top_p, seed=seed)
     with Speakers(model, EngineSettings(precision=precision, most_running=1)) as speakers:
         talk = Conversation(*speakers.choose(adapter), [Message("system", system)] if system else [], sampling)
-        runner = speakers.engine.runner.name
+        runner = speakers.engine.computed_by
         asked_by_hand = sys.stdin.isatty()
         console.say(f"{model} answers {_by(adapter)} ({runner})." + (" /help shows what else there is." if asked_by_hand else ""))
         answers = _talk(speakers, talk, asked_by_hand, console)

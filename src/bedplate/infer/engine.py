@@ -71,7 +71,7 @@ class Engine:
             ResourceError: there is not enough memory.
         """
         self.base, self.settings = base, settings or EngineSettings()
-        self.runner, self.shape = open_runner(base.model, self.settings)
+        self.runner, self.shape, self._instead = open_runner(base.model, self.settings)
         self.context = min(self.shape.context, self.shape.pages * PAGE)
         self._adapters = Adapters(base)
         self._memory = AdapterMemory(self._adapters, self.runner, self.settings.adapter_bytes, self._notify)
@@ -128,6 +128,11 @@ class Engine:
     def unregister(self, name: str) -> None:
         """Forget an adapter; requests under way end with it."""
         self._adapters.unregister(name)
+
+    @property
+    def computed_by(self) -> str:
+        """What computes, and in which numbers; why torch, where the compiled trunk should."""
+        return f"{self.runner.name} ({self._instead})" if self._instead else self.runner.name
 
     @property
     def adapters(self) -> Mapping[str, Registered]:

@@ -124,6 +124,8 @@ class Opened(NamedTuple):
 
     runner: Runner
     shape: Shape
+    instead: str = ""
+    """Why the compiled trunk does not compute where it should, and what helps; "": it does, or nobody asked for it."""
 
 
 def open_runner(model: FoundationModel, settings: EngineSettings) -> Opened:
@@ -133,14 +135,15 @@ def open_runner(model: FoundationModel, settings: EngineSettings) -> Opened:
         ConfigError: the context is longer than the model's.
         ResourceError: the compiled trunk was asked for and cannot be had, or the memory does not hold one request.
     """
-    device = settings.computes_on
+    device, instead = settings.computes_on, ""
     if settings.backend != "torch" and device.type != "cuda":
         shape = settings.derive(model)
         try:
             return Opened(CpuRunner(model, shape), shape)
-        except BedplateError:
+        except BedplateError as error:
             if settings.backend == "cpu":
                 raise
+            instead = " ".join(f"{error.message}: {error.hint}".split())
     dtype = torch.bfloat16 if device.type == "cuda" and settings.precision != "float32" else torch.float32
     shape = settings.derive(model, dtype, device)
-    return Opened(TorchRunner(model, shape, device, dtype, cuda_graphs(device) if device.type == "cuda" else None), shape)
+    return Opened(TorchRunner(model, shape, device, dtype, cuda_graphs(device) if device.type == "cuda" else None), shape, instead)

@@ -124,8 +124,8 @@ class Native:
 
     @property
     def computed_by(self) -> str:
-        """What computes, and in which numbers: "cpu int8", "torch float32 cpu"."""
-        return self._engine.runner.name if isinstance(self._engine, Engine) else type(self._engine).__name__
+        """What computes, and in which numbers: "cpu int8", "torch float32 cpu"; why torch, where the compiled trunk should."""
+        return self._engine.computed_by if isinstance(self._engine, Engine) else type(self._engine).__name__
 
     def workers(self) -> Sequence[WorkerCard]:
         return [self._card("", None), *(self._card(name, one) for name, one in sorted(self._engine.adapters.items()))]
