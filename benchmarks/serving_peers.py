@@ -197,6 +197,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", nargs="*", help="names of entries")
     parser.add_argument("--openvino", default=sys.executable, help="interpreter with openvino-genai")
+    parser.add_argument("--case", default="serving_peers", help="what the records are called, where not all engines take part")
     parser.add_argument("--perplexity", action="store_true")
     arguments = parser.parse_args()
     models = prepare()
@@ -223,11 +224,11 @@ def main() -> None:
         for peer, ours_name in (("llama_cpp_q8_0", "ours_int8_avx2"), ("llama_cpp_q4_0", "ours_int4_avx2")):
             if peer in found and ours_name in found:
                 metrics[f"{ours_name}_decode_ratio_vs_{peer}"] = ([a.decode / b.decode for a, b in zip(found[ours_name], found[peer])], "ratio")
-        append(f"serving_peers_{concurrent}", {**conditions, "concurrent": concurrent, "load": f"{os.getloadavg()[0]:.1f}"}, metrics)
+        append(f"{arguments.case}_{concurrent}", {**conditions, "concurrent": concurrent, "load": f"{os.getloadavg()[0]:.1f}"}, metrics)
     if arguments.perplexity:
         found_perplexities = perplexities(entries, models, arguments.threads, arguments.openvino)
         append(
-            "serving_peers_quality",
+            f"{arguments.case}_quality",
             {"model": "smollm2-135m", "text": f"WikiText-2 test, {WINDOWS} windows of {WINDOW_TOKENS} tokens"},
             {f"{name}_perplexity": ([value], "") for name, value in found_perplexities.items()},
         )
