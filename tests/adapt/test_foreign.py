@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 from adaptations import done, labelled
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from bedplate.adapt.base import Base
 from bedplate.adapt.foreign import bring
@@ -14,13 +16,14 @@ from bedplate.adapt.merge import merge
 from bedplate.adapt.settings import AdaptSettings, ClassifySettings, ExampleSettings, MethodSettings, TrainSettings
 from bedplate.cli.app import main
 from bedplate.core.artifact import read_manifest, verify
-from bedplate.core.errors import ConfigError, DataError, StateError
+from bedplate.core.errors import BedplateError, ConfigError, DataError, StateError
 from bedplate.core.generation import Ask, stream
 from bedplate.core.prediction import Label
 from bedplate.evaluate.subject import Subject
 from bedplate.infer.engine_settings import EngineSettings
 from bedplate.infer.speakers import Speakers
 from bedplate.infer.worker import Worker
+from bedplate.model.formats import peft as formats
 from bedplate.model.formats.get import get
 from bedplate.model.foundation import FoundationModel
 from bedplate.testing.bases import tiny_base
@@ -183,3 +186,45 @@ def test_a_classifier_of_transformers_is_served(base, labeller, tmp_path):
                 (piece,) = stream(native, Ask("labeller", prompt=prompt, want="prediction"))
                 assert isinstance(piece.prediction, Label) and piece.prediction.label == wanted.label
                 assert dict(piece.prediction.probabilities) == pytest.approx(dict(wanted.probabilities), abs=1e-5)
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=5,
+)  # fmt: skip
+KEYS = ("peft_type", "r", "lora_alpha", "use_dora", "use_rslora", "lora_dropout", "rank_pattern", "alpha_pattern", "bias", "modules_to_save", "init_lora_weights", "target_parameters")
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(key=st.sampled_from(KEYS), value=ANYTHING | st.dictionaries(st.text("(q_proj)|[.^$", max_size=8), st.integers(-3, 9), max_size=2))
+def test_any_value_in_their_config_gives_our_errors_only(base, speaker, held, key, value):
+    folder, model = held
+    folder.mkdir(exist_ok=True)
+    config = json.loads((speaker[0] / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {key: value}))
+    (folder / "adapter_model.safetensors").write_bytes((speaker[0] / "adapter_model.safetensors").read_bytes())
+    try:
+        formats.read(folder, model, scores=True)
+    except BedplateError as error:
+        assert error.message and error.hint
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data(), name=st.sampled_from(["adapter_config.json", "adapter_model.safetensors"]))
+def test_damaged_bytes_give_our_errors_only(base, speaker, held, data, name):
+    folder, model = held
+    folder.mkdir(exist_ok=True)
+    for each in ("adapter_config.json", "adapter_model.safetensors"):
+        (folder / each).write_bytes((speaker[0] / each).read_bytes())
+    good = (folder / name).read_bytes()
+    at = data.draw(st.integers(0, min(len(good), 3000) - 1))
+    (folder / name).write_bytes(good[:at] + data.draw(st.binary(max_size=6)) + good[at + data.draw(st.integers(0, 6)) :])
+    try:
+        formats.read(folder, model, scores=True)
+    except BedplateError as error:
+        assert error.message and error.hint
+
+
+@pytest.fixture(scope="module")
+def held(base, tmp_path_factory):
+    return tmp_path_factory.mktemp("held"), FoundationModel.load(base)

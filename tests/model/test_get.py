@@ -13,11 +13,15 @@ import numpy as np
 import pytest
 import torch
 
+from bedplate.adapt.foreign import bring
 from bedplate.core.errors import ConfigError, DataError, IntegrityError, RemoteError, StateError
 from bedplate.core.home import home
 from bedplate.data.chat import ChatTemplate, Message
 from bedplate.data.tokenizer import Encoder
+from bedplate.infer.worker import Worker
 from bedplate.modality.chat_template import CHATML
+from bedplate.model.adapters import AdapterShape, attach
+from bedplate.model.formats import peft
 from bedplate.model.formats.catalogue import catalogue
 from bedplate.model.formats.fetch import Address
 from bedplate.model.formats.get import get
@@ -245,6 +249,24 @@ def test_a_hub(own_home, hub, folder, monkeypatch):
     with pytest.raises(RemoteError, match="could not be fetched") as caught:
         get("hf:house/tiny-gguf/Tiny.f16.gguf")
     assert "HF_HUB_OFFLINE" in caught.value.hint and not Hub.asked
+
+
+def test_an_adapter_on_a_hub(own_home, hub, tmp_path):
+    base = tiny_base(tmp_path)
+    model, shape = FoundationModel.load(base), AdapterShape(4, 8.0)
+    attach(model, shape)
+    (tmp_path / "theirs").mkdir()
+    peft.write(tmp_path / "theirs", model, shape, "house/base")
+    Hub.files["house/lora"] = {path.name: path.read_bytes() for path in (tmp_path / "theirs").iterdir()} | {"training_args.bin": b"pickle"}
+    Hub.files["house/old-lora"] = {"adapter_config.json": b"{}", "adapter_model.bin": b"pickle"}
+    got = bring("hf:house/lora", base)
+    assert got.folder == own_home / "adapters" / "house--lora" and got.manifest.about["source"] == f"hf:house/lora@{COMMIT}"
+    assert got.manifest.about["licence"] == "mit" and Worker.load(base, got.folder).task.name == "generate"
+    assert not [path for path in Hub.asked if path.endswith(".bin")]
+    with pytest.raises(ConfigError, match="is an adapter, not a model"):
+        get("hf:house/lora")
+    with pytest.raises(DataError, match="may run code"):
+        bring("hf:house/old-lora", base)
 
 
 def test_a_hub_with_gguf_files_and_with_pickles(own_home, hub):

@@ -173,7 +173,7 @@ ANYTHING = st.recursive(
 KEYS = (
     "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "rope_theta", "rope_scaling",
     "rms_norm_eps", "tie_word_embeddings", "max_position_embeddings", "attention_bias", "use_sliding_window", "sliding_window", "layer_types", "bos_token_id", "eos_token_id", "pad_token_id", "bedplate",
-    "quantization_config", "hidden_act", "max_window_layers", "no_rope_layers",
+    "quantization_config", "hidden_act", "max_window_layers", "no_rope_layers", "num_experts", "num_local_experts", "num_experts_per_tok", "moe_intermediate_size", "mlp_only_layers", "decoder_sparse_step",
 )  # fmt: skip
 fuzz = examples(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -186,7 +186,7 @@ def only_our_errors(folder):
 
 
 @fuzz
-@given(key=st.sampled_from(KEYS), value=ANYTHING, family=st.sampled_from(["qwen3", "qwen2", "llama", "mistral", "smollm3"]), foreign=st.booleans())
+@given(key=st.sampled_from(KEYS), value=ANYTHING, family=st.sampled_from(["qwen3", "qwen2", "llama", "mistral", "smollm3", "qwen3_moe", "mixtral"]), foreign=st.booleans())
 def test_any_value_in_a_config_gives_our_errors_only(folder, whole, key, value, family, foreign):
     shutil.copy(whole / "config.json", folder / "config.json")
     values = {"model_type": family, key: value} | ({"bedplate": ...} if foreign and key != "bedplate" else {})

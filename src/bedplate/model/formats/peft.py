@@ -173,11 +173,17 @@ def _split(key: str) -> tuple[str, str | None]:
 
 
 def _adapter(folder: Path, name: str, projection: Projection, parts: Mapping[str, Tensor], config: Mapping[str, Any]) -> Adapter:
-    rank = int(_of_pattern(config.get("rank_pattern"), name, config["r"]))
-    alpha = float(_of_pattern(config.get("alpha_pattern"), name, config["lora_alpha"]))
-    dora = bool(config.get("use_dora"))
+    try:
+        rank = int(_of_pattern(config.get("rank_pattern"), name, config["r"]))
+        alpha = float(_of_pattern(config.get("alpha_pattern"), name, config["lora_alpha"]))
+        dropout = float(config.get("lora_dropout") or 0.0)
+    except (ValueError, TypeError, OverflowError, AttributeError, re.error) as error:
+        raise IntegrityError(f"{folder / CONFIG} is damaged: {error}", "restore the adapter folder from a copy") from error
+    if "A" not in parts or rank < 1 or rank != len(parts["A"]) or not 0 <= dropout < 1:  # before anything of that rank is made
+        said = f"the adapter of {name} is not of rank {rank}, or its dropout {dropout} is no share below 1"
+        raise IntegrityError(f"{folder}: {said}", "restore the adapter folder from a copy")
     scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
-    adapter = Adapter(projection.matrix(), rank, scale, dora=dora, dropout=float(config.get("lora_dropout") or 0.0))
+    adapter = Adapter(projection.matrix(), rank, scale, dora=bool(config.get("use_dora")), dropout=dropout)
     try:
         adapter.load_state_dict({part: tensor.flatten() if part == "magnitude" else tensor for part, tensor in parts.items()})
     except RuntimeError as error:
