@@ -153,3 +153,12 @@ def test_nobody_writes_lines_of_their_own_into_the_log(served, caplog):
     told = [record.getMessage() for record in caplog.records]
     assert len(told) == 2 and not any(set(line) & set("\n\r\x1b\u202e") for line in told)
     assert "forged" in told[0] and "ask again" in told[0]
+
+
+def test_one_connection_too_many_is_refused_in_the_words_of_the_rest(tmp_path):
+    """It was told "Service Unavailable" as plain text, without a word of when to come back."""
+    with serving(tmp_path, listen={"connections": 3}) as served:
+        with connected(served), connected(served):
+            refused = httpx.get(f"{served.url}/health")
+            assert refused.status_code == 503 and refused.json()["error"]["code"] == "busy" and refused.headers["retry-after"] and refused.headers["x-frame-options"]
+        eventually(lambda: httpx.get(f"{served.url}/health").status_code == 200)

@@ -8,7 +8,8 @@ import openai
 import pytest
 from pydantic import BaseModel
 
-from bedplate.testing.fake_words import WIDTH, WORDS, encode
+from bedplate.testing.fake_predictions import WIDTH
+from bedplate.testing.fake_words import WORDS, encode
 
 ASKED = [{"role": "user", "content": "What does the river do?"}]
 WEATHER = {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer", "minimum": 1}}, "required": ["city", "days"]}

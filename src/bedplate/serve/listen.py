@@ -19,10 +19,13 @@ from types import FrameType
 from typing import Any
 
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from bedplate.core.errors import BedplateError, ResourceError
+from bedplate.serve.door import HEADERS
+from bedplate.serve.errors import Refusal
 from bedplate.serve.gateway import Gateway
 from bedplate.serve.settings import ListenSettings
 
@@ -79,7 +82,7 @@ class Server(uvicorn.Server):
         settings = gateway.settings.listen
         config = uvicorn.Config(
             app,
-            http=_patient(settings.headers_s, settings.body_s),
+            http=_patient(settings),
             ws="none",
             lifespan="on",
             log_config=None,
@@ -89,7 +92,6 @@ class Server(uvicorn.Server):
             proxy_headers=False,
             timeout_keep_alive=max(1, round(settings.idle_s)),
             timeout_graceful_shutdown=5,
-            limit_concurrency=settings.connections,
             ssl_certfile=settings.certificate,
             ssl_keyfile=settings.private_key,
         )
@@ -137,9 +139,15 @@ class Server(uvicorn.Server):
             LOG.warning("reloaded: %s", "; ".join(changed) or "nothing has changed")
 
 
-def _patient(headers_s: float, body_s: float) -> type[HttpToolsProtocol]:
-    """A protocol that waits so long for a request's head, and for the rest of a body that nobody reads any more; that takes heads of a bounded size; and that
-    lets the application cut a connection."""
+async def _full(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answers in place of the application where there are too many connections."""
+    refused = Refusal(503, "there are as many connections as this gateway takes", code="busy", retry_after_s=1.0, headers={**HEADERS, "connection": "close"})
+    await Response(refused.body(), refused.status, refused.headers, "application/json")(scope, receive, send)
+
+
+def _patient(settings: ListenSettings) -> type[HttpToolsProtocol]:
+    """A protocol that waits so long for a request's head, and for the rest of a body that nobody reads any more; that takes heads of a bounded size,
+    and so many connections; and that lets the application cut one."""
 
     class Patient(HttpToolsProtocol):
         _head: TimerHandle | None = None
@@ -175,6 +183,7 @@ def _patient(headers_s: float, body_s: float) -> type[HttpToolsProtocol]:
         def on_headers_complete(self) -> None:
             self._went_on = True
             self._come()
+            self.app = _full if max(len(self.connections), len(self.tasks)) >= settings.connections else self.config.loaded_app
             super().on_headers_complete()
 
         def on_chunk_header(self) -> None:
@@ -192,14 +201,14 @@ def _patient(headers_s: float, body_s: float) -> type[HttpToolsProtocol]:
         def on_response_complete(self) -> None:
             super().on_response_complete()
             if self._open and self._rest is None:  # answered without its body: the door does not look at the clock any more
-                self._rest = self.loop.call_later(body_s, self.transport.abort)
+                self._rest = self.loop.call_later(settings.body_s, self.transport.abort)
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._come()
             super().connection_lost(exc)
 
         def _wait(self) -> None:
-            self._head = self.loop.call_later(headers_s, self.transport.abort)
+            self._head = self.loop.call_later(settings.headers_s, self.transport.abort)
 
         def _come(self) -> None:
             for timer in (self._head, self._rest):
