@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bedplate.core.errors import ConfigError
-from bedplate.core.generation import Ask, Form, Part, Sampling, Tool, ToolCall, Turn
+from bedplate.core.generation import Ask, Form, Make, Part, Sampling, Tool, ToolCall, Turn
 from bedplate.serve.routes import DataSettings, Decision, PlaceSettings, Refused, RouteSettings, RoutesSettings, UncertainSettings, classify, plan, read
 
 CLOUD = PlaceSettings("remote", url="https://cloud.example/v1")
@@ -42,6 +42,8 @@ def planned(asked, routes, tokens=10):
         (Ask(turns=(Turn("user", (Part("image", data=b"x"),)),), labels=("public",)), "confidential"),
         (Ask(prompt=(1, 2), labels=("public",)), "confidential"),
         (Ask(prompt=MAIL, labels=("public",)), "confidential"),
+        (Ask(prompt="load", want="series", make=Make(known=b"1\n2\n"), labels=("public",)), "confidential"),
+        (Ask(prompt="a river", want="image", labels=("public",)), "public"),
         (Ask(prompt="hello", labels=("public",)), "public"),
     ],
 )

@@ -8,6 +8,8 @@ wide units. Source: MAR (arXiv 2406.11838) for a head per unit; JiT (arXiv 2511.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,8 +37,14 @@ class FlowBlock(nn.Module):
         self.rise = nn.Linear(width, 2 * width)
         self.fall = nn.Linear(2 * width, width)
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        shift, scale, gate = self.modulate(condition).chunk(3, -1)
+    def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
+        """A step of the network.
+
+        Args:
+            x: [... w].
+            modulation: what `modulate` makes of the condition.
+        """
+        shift, scale, gate = modulation.chunk(3, -1)
         inner = F.layer_norm(x, (x.shape[-1],)) * (1 + scale) + shift
         result: Tensor = x + gate * self.fall(F.silu(self.rise(inner)))
         return result
@@ -63,14 +71,19 @@ class FlowHead(nn.Module):
 
     def forward(self, noisy: Float[Tensor, "... p"], time: Float[Tensor, "... 1"], condition: Float[Tensor, "... w"]) -> Float[Tensor, "... p"]:
         """The clean unit that is expected."""
-        return self._clean(noisy, condition + self.time(time_code(time).to(condition.dtype)))
+        return self._clean(noisy, *self._modulations(condition + self.time(time_code(time).to(condition.dtype))))
 
-    def _clean(self, noisy: Float[Tensor, "... p"], condition: Float[Tensor, "... w"]) -> Float[Tensor, "... p"]:
+    def _modulations(self, condition: Float[Tensor, "... w"]) -> tuple[list[Tensor], Tensor]:
+        """What the condition does to each block, and to the last norm."""
         condition = F.silu(condition)
+        blocks: Iterable[Any] = self.blocks
+        return [block.modulate(condition) for block in blocks], self.last(condition)
+
+    def _clean(self, noisy: Float[Tensor, "... p"], modulations: Sequence[Tensor], last: Tensor) -> Float[Tensor, "... p"]:
         x = self.enter(noisy)
-        for block in self.blocks:
-            x = block(x, condition)
-        shift, scale = self.last(condition).chunk(2, -1)
+        for block, modulation in zip(self.blocks, modulations):
+            x = block(x, modulation)
+        shift, scale = last.chunk(2, -1)
         result: Tensor = self.leave(F.layer_norm(x, (x.shape[-1],)) * (1 + scale) + shift)
         return result
 
@@ -117,11 +130,13 @@ class FlowHead(nn.Module):
         z, n = noise, len(noise)
         both = condition if unconditional is None else torch.cat([condition, unconditional])
         times = self.time(time_code(torch.arange(steps, device=condition.device)[:, None] / steps).to(condition.dtype))  # [s w]: the same for all units
+        modulations, last = self._modulations(both + times[:, None])  # [s n 3w], [s n 2w]: of all steps at once, as they do not depend on the unit
         for step in range(steps):
+            now = [modulation[step] for modulation in modulations]
             if unconditional is None:
-                clean = self._clean(z.to(condition), condition + times[step]).float()
+                clean = self._clean(z.to(condition), now, last[step]).float()
             else:
-                made = self._clean(z.to(condition).repeat(2, 1), both + times[step]).float()
+                made = self._clean(z.to(condition).repeat(2, 1), now, last[step]).float()
                 clean = made[n:] + guidance * (made[:n] - made[n:])
             z = z + (clean - z) / max(1 - step / steps, LEAST_REMAINING) / steps
         return z
