@@ -50,7 +50,7 @@ def test_the_asynchronous_client(served):
 
 def test_adapters_are_models(client, served):
     listed = {model.id: model for model in client.models.list()}
-    assert list(listed) == ["fake", "triage", "sorter", "finder"] and listed["triage"].parent == "fake"
+    assert list(listed)[:2] == ["fake", "triage"] and {"sorter", "finder"} <= listed.keys() and listed["triage"].parent == "fake"
     assert client.models.retrieve("triage").id == "triage"
     said = {name: client.chat.completions.create(model=name, messages=ASKED, temperature=0).choices[0].message.content for name in ("fake", "triage")}
     assert said["fake"] != said["triage"]
