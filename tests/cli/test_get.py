@@ -52,6 +52,9 @@ def test_a_plain_folder(run, base, tmp_path):
 def test_errors_are_for_people(run, base, tmp_path, monkeypatch):
     code, _, err = run("get", "smollm3-135m")
     assert code == 2 and "did you mean 'smollm2-135m'" in err
+    for given in (("--labels", "a,b"), ("--base", base, "--bits", "4"), ("--base", base, "--dtype", "float16")):
+        code, _, err = run("get", tmp_path, *given)
+        assert code == 2 and "adapter" in err
     monkeypatch.setattr(llama_cpp, "BINDING", "no_such_binding")
     code, _, err = run("export", base, "--to", tmp_path / "x.gguf")
     assert code == 5 and "pip install" in err and not (tmp_path / "x.gguf").exists()

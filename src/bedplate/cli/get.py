@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bedplate.cli.app import Here, ModelFolder
+from bedplate.core.errors import ConfigError
 
 
 def get(
@@ -34,6 +35,10 @@ def get(
     if not model:
         _list(console)
         return
+    if base is None and labels:
+        raise ConfigError("--labels names the outputs of an adapter, and this is a model", "name the model that the adapter was made for: --base MODEL")
+    if base is not None and (bits or dtype):
+        raise ConfigError("an adapter keeps its own numbers", f"leave {'--bits' if bits else '--dtype'} out")
     if base is not None:
         from bedplate.adapt.foreign import bring
 
