@@ -79,6 +79,7 @@ def test_own_tasks_of_every_kind(base_folder, tmp_path, lines, capsys):
     assert set(told) == {f"my-{kind}" for kind in say} and all(task["examples"] == 3 and task["scores"] for task in told.values())
     assert {s["name"]: s["value"] for s in told["my-retrieve"]["scores"]}["recall_at_1"] == 1, "a text lies nearest to itself"
     assert told["my-answer"]["asked"]["max_tokens"] == 4
+    assert told["my-answer"]["computed_by"].endswith(" float32"), "which numbers said it"
 
 
 @pytest.mark.parametrize(
