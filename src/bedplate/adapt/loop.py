@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ from bedplate.adapt.course import Course, hold_out
 from bedplate.adapt.encode import Item
 from bedplate.adapt.examples import MissingCell, Row, each, read_rows
 from bedplate.adapt.further import FURTHER, further
+from bedplate.adapt.progress import Progress, silent, told
 from bedplate.adapt.settings import AdaptSettings, MethodSettings
 from bedplate.adapt.tasks import TASKS, Task
 from bedplate.adapt.tasks.distill import Answerer, Distill
@@ -74,7 +76,7 @@ def adapt(settings: AdaptSettings, run: Run, answerer: Answerer | None = None) -
     device, dtype = place(settings)
     base = Base.load(settings.base, device)
     settings = replace(settings, method=methods.as_started(settings.method, base.digest))
-    prepared = prepare(settings, base, answerer=answerer)
+    prepared = prepare(settings, base, answerer=answerer, progress=told(run))
     tell(prepared, run)
     training = assemble(settings, prepared, run, dtype)
     before = training.judge() if prepared.held_out else None
@@ -99,7 +101,9 @@ def adapt(settings: AdaptSettings, run: Run, answerer: Answerer | None = None) -
     return manifest
 
 
-def prepare(settings: AdaptSettings, base: Base, most: int | None = None, answerer: Answerer | None = None) -> Prepared:
+def prepare(
+    settings: AdaptSettings, base: Base, most: int | None = None, answerer: Answerer | None = None, progress: Progress = silent
+) -> Prepared:
     """Read, hold out and encode.
 
     Args:
@@ -107,12 +111,14 @@ def prepare(settings: AdaptSettings, base: Base, most: int | None = None, answer
         base: the loaded base.
         most: only so many examples, for a preview.
         answerer: makes a teacher's answers.
+        progress: is told how far it is.
     Raises:
         DataError: the examples cannot be used, or none of them carries loss.
     """
     if settings.task not in TASKS:
         raise ConfigError(f"no task {settings.task!r}", did_you_mean(settings.task, TASKS))
     task = TASKS[settings.task](base, settings)
+    task.progress = progress
     if isinstance(task, Distill):
         task.answerer = answerer
     rows = read_rows(settings.data.file, settings.data.columns)
@@ -144,7 +150,13 @@ def _seen(item: Item) -> bytes:
 
 def encode(task: Task, rows: Sequence[Row]) -> list[Item]:
     """Items of rows."""
-    return each(rows, task.encode)
+    done = itertools.count(1)
+
+    def one(row: Row) -> Item:
+        task.progress("examples as the base sees them", next(done), len(rows), "examples")
+        return task.encode(row)
+
+    return each(rows, one)
 
 
 def tell(prepared: Prepared, run: Run) -> None:

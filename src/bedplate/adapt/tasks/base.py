@@ -16,6 +16,7 @@ from bedplate.adapt.base import Base
 from bedplate.adapt.encode import Item, collate, shorten
 from bedplate.adapt.examples import Row
 from bedplate.adapt.features import pool
+from bedplate.adapt.progress import Progress, silent
 from bedplate.adapt.settings import AdaptSettings
 from bedplate.core.errors import ConfigError
 from bedplate.core.prediction import Prediction
@@ -61,6 +62,8 @@ class Task(ABC):
         self.head: nn.Module | None = None
         self.census: Mapping[str, int] = {}
         """Label -> examples that have it, most common first; of tasks that have labels."""
+        self.progress: Progress = silent
+        """Is told how far long work without steps is."""
 
     @property
     def model(self) -> FoundationModel:
@@ -188,11 +191,19 @@ class Task(ABC):
         """Last layers whose streams heads look at: the upper half."""
         return upper_half(self.model.config)
 
+    def in_portions(self, items: Sequence[Item], label: str) -> Iterator[list[int]]:
+        """Portions of items, each told of when it is done."""
+        total, done = sum(item.positions for item in items), 0
+        for part in portions(items):
+            yield part
+            done += sum(items[i].positions for i in part)
+            self.progress(label, done, total, "positions")
+
     @torch.no_grad()
     def features(self, sequences: Sequence[Positions]) -> Float[np.ndarray, "n d"]:
         """Pooled features of sequences, in their order."""
         made = np.zeros((len(sequences), self.model.config.hidden_size), np.float32)
-        for part in portions([Item(0, (one,), NOTHING, 1.0) for one in sequences]):
+        for part in self.in_portions([Item(0, (one,), NOTHING, 1.0) for one in sequences], "features of the base"):
             made[part] = self.pooled([sequences[i] for i in part]).float().cpu().numpy()
         return made
 

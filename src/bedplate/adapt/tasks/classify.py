@@ -25,7 +25,7 @@ from bedplate.adapt.encode import Item, compose, said
 from bedplate.adapt.examples import Row, each
 from bedplate.adapt.methods import Score
 from bedplate.adapt.probe import Loss, fit_linear, unseen_scores
-from bedplate.adapt.tasks.base import Judged, Task, linear_head, portions
+from bedplate.adapt.tasks.base import Judged, Task, linear_head
 from bedplate.adapt.weigh import folds, weigh
 from bedplate.adapt.words import WordScores, fit_words
 from bedplate.core.errors import DataError
@@ -195,7 +195,7 @@ class Classify(Task):
     def all_logits(self, items: Sequence[Item]) -> Float[np.ndarray, "n c"]:
         """Scores of items, in their order."""
         made = np.zeros((len(items), len(self.names)), np.float32)
-        for part in portions(items):
+        for part in self.in_portions(items, "held-out examples"):
             made[part] = self.logits([items[i] for i in part]).float().cpu().numpy()
         return made
 

@@ -19,7 +19,7 @@ from bedplate.adapt.base import Base
 from bedplate.adapt.chunks import divergences, in_chunks
 from bedplate.adapt.encode import Item
 from bedplate.adapt.examples import Row
-from bedplate.adapt.tasks.base import NOTHING, Judged, portions
+from bedplate.adapt.tasks.base import NOTHING, Judged
 from bedplate.adapt.tasks.generate import Generate
 from bedplate.core.errors import ConfigError
 from bedplate.core.files import read_json, sha256_bytes
@@ -106,7 +106,7 @@ class Distill(Generate):
         if self.by_text:
             return super().judge(items)
         loss = agreed = 0.0
-        for part in portions(items):
+        for part in self.in_portions(items, "held-out examples"):
             states, teach, tokens = self.both(self.batch([one for i in part for one in items[i].sequences]))
             loss += float(divergences(states, self.model.head, teach, self.settings.distill.temperature).sum())
             rows = torch.arange(len(tokens), device=tokens.device)

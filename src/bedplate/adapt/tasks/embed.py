@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from bedplate.adapt.encode import Item
 from bedplate.adapt.examples import Row
-from bedplate.adapt.tasks.base import Joint, Judged, linear_head, portions
+from bedplate.adapt.tasks.base import Joint, Judged, linear_head
 from bedplate.core.prediction import Vector
 from bedplate.data.document import Segment
 from bedplate.modality.specs import CONTINUOUS
@@ -94,7 +94,7 @@ class Embed(Joint):
     def all_vectors(self, items: Sequence[Item]) -> Float[Tensor, "s d"]:
         """Vectors of all their sequences, in their order."""
         made: list[Tensor] = [torch.zeros(0)] * len(items)
-        for part in portions(items):
+        for part in self.in_portions(items, "held-out examples"):
             found = self.vectors([items[i] for i in part]).float()
             for i, one in zip(part, torch.split(found, [len(items[i].sequences) for i in part])):
                 made[i] = one

@@ -169,7 +169,7 @@ class Extract(Task):
     def all_logits(self, items: Sequence[Item]) -> list[Float[np.ndarray, "w c"]]:
         """Scores of each item's words."""
         made = [np.zeros((0, self.tags), np.float32)] * len(items)
-        for part in portions(items):
+        for part in self.in_portions(items, "held-out examples"):
             found = self.logits([items[i] for i in part]).float().cpu()
             for i, one in zip(part, torch.split(found, [len(items[i].target) for i in part])):
                 made[i] = one.numpy()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bedplate.adapt.encode import Item, Tokens, compose
 from bedplate.adapt.examples import Row
-from bedplate.adapt.tasks.base import Judged, Task, portions
+from bedplate.adapt.tasks.base import Judged, Task
 from bedplate.core.errors import DataError
 from bedplate.data.chat import Message
 from bedplate.modality.sequence import Batch
@@ -81,6 +81,6 @@ class Generate(Task):
 
     @torch.no_grad()
     def judge(self, items: Sequence[Item]) -> Judged:
-        total = sum(float(self.loss_sum([items[i] for i in part])) for part in portions(items))
+        total = sum(float(self.loss_sum([items[i] for i in part])) for part in self.in_portions(items, "held-out examples"))
         loss = total / max(1.0, sum(item.weight for item in items))
         return Judged(loss, {"perplexity": math.exp(min(loss, 50.0))})

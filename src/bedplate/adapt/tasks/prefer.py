@@ -17,7 +17,7 @@ from torch import Tensor
 from bedplate.adapt.chunks import log_probabilities
 from bedplate.adapt.encode import Item
 from bedplate.adapt.examples import Row
-from bedplate.adapt.tasks.base import NOTHING, Judged, portions
+from bedplate.adapt.tasks.base import NOTHING, Judged
 from bedplate.adapt.tasks.generate import Generate
 from bedplate.modality.sequence import Sequence as Positions
 
@@ -44,7 +44,7 @@ class Prefer(Generate):
         """Remember what the base says of every pair."""
         self._reference: dict[int, Tensor] = {}  # by identity: the items live as long as the training, and rows of two files share their numbers
         for some in (items, held_out):
-            for part in portions(some):
+            for part in self.in_portions(some, "what the base says of the pairs"):
                 with torch.no_grad():
                     found = self.log_ratios([some[i] for i in part])
                 self._reference |= {id(some[i]): one for i, one in zip(part, found)}
@@ -70,7 +70,7 @@ class Prefer(Generate):
 
     @torch.no_grad()
     def judge(self, items: Sequence[Item]) -> Judged:
-        margins = torch.cat([self.margins([items[i] for i in part]) for part in portions(items)])
+        margins = torch.cat([self.margins([items[i] for i in part]) for part in self.in_portions(items, "held-out examples")])
         loss = float(-F.logsigmoid(self.settings.prefer.beta * margins).mean())
         return Judged(loss, {"preferred": float((margins > 0).float().mean()), "margin": float(margins.mean())})
 

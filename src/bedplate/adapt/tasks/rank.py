@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from bedplate.adapt.encode import Item, compose
 from bedplate.adapt.examples import Row, each
 from bedplate.adapt.probe import fit_linear
-from bedplate.adapt.tasks.base import Judged, Task, linear_head, portions
+from bedplate.adapt.tasks.base import Judged, Task, linear_head
 from bedplate.core.errors import DataError
 from bedplate.core.prediction import Ranking
 from bedplate.data.document import Segment
@@ -115,7 +115,7 @@ class Rank(Task):
     def all_scores(self, items: Sequence[Item]) -> list[Float[np.ndarray, "s"]]:
         """Scores of each item's sequences, in their order."""
         made = [np.zeros(0)] * len(items)
-        for part in portions(items):
+        for part in self.in_portions(items, "held-out examples"):
             found = self.scores([one for i in part for one in items[i].sequences]).float().cpu()
             for i, one in zip(part, torch.split(found, [len(items[i].sequences) for i in part])):
                 made[i] = one.numpy()

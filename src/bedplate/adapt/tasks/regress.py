@@ -14,7 +14,7 @@ from bedplate.adapt.calibrate import FEWEST
 from bedplate.adapt.encode import Item
 from bedplate.adapt.examples import Row, each
 from bedplate.adapt.probe import fit_linear
-from bedplate.adapt.tasks.base import NOTHING, Judged, Task, linear_head, portions
+from bedplate.adapt.tasks.base import NOTHING, Judged, Task, linear_head
 from bedplate.core.errors import DataError
 from bedplate.core.prediction import Number
 
@@ -71,7 +71,7 @@ class Regress(Task):
     def all_numbers(self, items: Sequence[Item]) -> Float[np.ndarray, "n"]:
         """Standardised numbers of items, in their order."""
         made = np.zeros(len(items))
-        for part in portions(items):
+        for part in self.in_portions(items, "held-out examples"):
             made[part] = self.numbers([items[i] for i in part]).float().cpu().numpy()
         return made
 
