@@ -2,4 +2,5 @@
 
 from bedplate.cli.app import main
 
-main()
+if __name__ == "__main__":  # whoever only looks through the modules runs nothing
+    main()

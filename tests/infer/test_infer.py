@@ -10,7 +10,6 @@ from bedplate.adapt.encode import collate
 from bedplate.core.errors import ConfigError, DataError
 from bedplate.data.corpus_format import StoredSegment
 from bedplate.data.packing import PackingSettings, assemble
-from bedplate.infer.draw import LIKELY, draw
 from bedplate.infer.embed import embed
 from bedplate.infer.generate import Generation
 from bedplate.infer.sampler import sampler
@@ -18,6 +17,7 @@ from bedplate.modality import image
 from bedplate.modality.senses import HANDLERS
 from bedplate.model.batch import to_torch
 from bedplate.testing.corpora import tiny_corpus, tiny_specs
+from bedplate.testing.draw import LIKELY, draw
 from bedplate.testing.models import tiny_model
 from bedplate.testing.stream import Stream
 

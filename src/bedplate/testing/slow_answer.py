@@ -10,11 +10,11 @@ import torch
 from bedplate.adapt.base import Base
 from bedplate.adapt.encode import collate
 from bedplate.core.errors import ConfigError
-from bedplate.infer.draw import check, draw
 from bedplate.modality.sequence import Sequence as Positions
 from bedplate.model.batch import to_torch
 from bedplate.model.foundation import attention_mask
 from bedplate.model.transformer import Cache
+from bedplate.testing.draw import check, draw
 
 
 @torch.inference_mode()
