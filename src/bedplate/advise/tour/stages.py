@@ -235,7 +235,7 @@ def _make(tour: Tour) -> Found:
         return _things(tour, made)
 
 
-def _things(tour: Tour, made: Generation) -> Found:
+def _things(tour: Tour, made: Any) -> Found:
     from bedplate.modality import audio, image, series, video
 
     folder = tour.folder / "made"
