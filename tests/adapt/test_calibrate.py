@@ -33,6 +33,14 @@ def test_the_temperature_undoes_overconfidence():
     assert fit_temperature(logits[:5], one_hot(labels[:5], 4), False) == 1.0, "five examples tell nothing"
 
 
+def test_who_was_always_right_may_still_be_wrong_the_next_time():
+    for n in (10, 1000):
+        labels = np.arange(n) % 3
+        logits = 4.0 * one_hot(labels, 3)
+        confidence = np.exp(log_probabilities(logits / fit_temperature(logits, one_hot(labels, 3), False), False)[0]).max()
+        assert 1 - 2 / (n + 2) < confidence < 1 - 0.5 / (n + 2), "about one in n + 2 is left to doubt"
+
+
 def test_labels_of_which_several_hold_are_calibrated_each():
     rng = np.random.default_rng(0)
     honest = rng.normal(size=(3000, 3))

@@ -1,6 +1,7 @@
 """`bedplate adapt` and `predict` from the command line: flags and recipe alike, preview, answers."""
 
 import json
+import signal
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import pytest
 
 import bedplate
 from bedplate.cli.app import main
+from bedplate.core.events import EventLog
 from bedplate.core.run import run_state
 from bedplate.testing.bases import tiny_base
 
@@ -39,6 +41,24 @@ def test_flags_and_recipe_make_the_same_adapter(base, examples, tmp_path, capsys
     (tmp_path / "new.jsonl").write_text('{"text": "birds birds"}\n{"text": "river river"}\n')
     main(["predict", str(base), str(tmp_path / "one"), str(tmp_path / "new.jsonl"), "--out", str(tmp_path / "said.jsonl")])
     assert [json.loads(line)["label"] for line in (tmp_path / "said.jsonl").read_text().splitlines()] == ["loud", "calm"]
+
+
+def test_stopped_work_ends_as_an_interruption_and_goes_on(base, examples, tmp_path, capsys, monkeypatch):
+    asked = ["adapt", str(base), "--task", "classify", "--data", str(examples), "--to", str(tmp_path / "x"), *COLUMNS, "--set", "train.epochs=4", "--json"]
+    emit = EventLog.emit
+
+    def stopping(self, event, **told):
+        emit(self, event, **told)
+        if event == "step":
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(EventLog, "emit", stopping)
+    with pytest.raises(SystemExit) as caught:
+        main(asked)
+    assert caught.value.code == 130 and json.loads(capsys.readouterr().out) == {"adapter": None, "finished": False}
+    monkeypatch.undo()
+    main(asked)
+    assert json.loads(capsys.readouterr().out)["finished"]
 
 
 def test_a_preview_trains_nothing(base, tmp_path, capsys):

@@ -28,10 +28,14 @@ def fit_temperature(logits: Float[np.ndarray, "n c"], targets: Float[np.ndarray,
         logits: of held-out examples.
         targets: 1 at the labels that hold.
         several: labels do not exclude each other.
-    Source: Guo et al., On Calibration of Modern Neural Networks (2017), section 4.2.
+    Source: Guo et al., On Calibration of Modern Neural Networks (2017), section 4.2; targets a little off 0 and 1 as in Platt, Probabilistic Outputs
+    for Support Vector Machines (1999): where every example is right, the next one may still be wrong.
     """
-    if len(logits) < FEWEST:
+    n, labels = targets.shape
+    if n < FEWEST:
         return 1.0
+    doubt = 1 / (n + 2)
+    targets = targets * (1 - doubt) + (1 - targets) * (doubt if several else doubt / max(1, labels - 1))
 
     def loss(temperature: float) -> float:
         log_p, log_not = log_probabilities(logits / temperature, several)

@@ -70,9 +70,7 @@ def adapt(
         manifest = run_adaptation(settings, run, Teacher())
         seconds = run.seconds
     if manifest is None:
-        console.say("stopped; the same command goes on from here")
-        console.data({"adapter": None, "finished": False})
-        return
+        console.stopped({"adapter": None, "finished": False})
     about = manifest.about
     before, after = about["scores_before"], about["scores"]
     rows = []

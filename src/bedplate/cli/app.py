@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, CycloptsError, Parameter
 
 import bedplate
-from bedplate.core.console import Console
+from bedplate.core.console import INTERRUPTED, Console
 from bedplate.core.errors import BedplateError, ConfigError, did_you_mean, from_system
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         console.close()
         console.say("interrupted")
-        code = 130
+        code = INTERRUPTED
     except BrokenPipeError:  # the reader (head, less) has gone: nobody is left to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141

@@ -48,9 +48,7 @@ def run(
         manifest = evaluate(settings, opened)
         seconds = opened.seconds
     if manifest is None:
-        console.say("stopped; the same command goes on from here")
-        console.data({"report": None, "finished": False})
-        return
+        console.stopped({"report": None, "finished": False})
     told = read_json(settings.to / "report" / "report.json")
     rows = []
     for task, found in told["tasks"].items():

@@ -45,10 +45,9 @@ def run(
         model = pretrain(resolved.value, opened, sampler(resolved.value.data.corpus))
         seconds = opened.seconds
     if model is None:
-        console.say("stopped; the same command goes on from here")
-    else:
-        console.say(f"model in {model} after {format_seconds(seconds)}; try: bedplate generate {model}")
-    console.data({"run": str(to), "model": None if model is None else str(model), "finished": model is not None})
+        console.stopped({"run": str(to), "model": None, "finished": False})
+    console.say(f"model in {model} after {format_seconds(seconds)}; try: bedplate generate {model}")
+    console.data({"run": str(to), "model": str(model), "finished": True})
 
 
 def plan(

@@ -167,7 +167,8 @@ def error_page() -> str:
     classes: list[type[errors.BedplateError]] = [errors.BedplateError, *errors.BedplateError.__subclasses__()]
     for cls in classes:
         lines.append(f"| {cls.exit_code} | {cls.__name__} | {_cell((inspect.getdoc(cls) or '').splitlines()[0])} |")
-    lines += ["| 130 | | interrupted with Ctrl-C |", "", "## Events", "", "What a run writes to `events.jsonl`, a JSON object a line.", ""]
+    lines += ["| 130 | | interrupted, by Ctrl-C or SIGTERM; long work goes on where the same command is given again |"]
+    lines += ["", "## Events", "", "What a run writes to `events.jsonl`, a JSON object a line.", ""]
     lines += ["| event | fields |", "| --- | --- |", *(f"| {name} | {_cell(fields)} |" for name, fields in EVENTS.items())]
     from bedplate.data.sources import REASONS
 

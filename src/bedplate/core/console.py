@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, TextIO
+from typing import Any, Literal, NoReturn, TextIO
 
 import rich.box
 import rich.console
@@ -28,6 +28,8 @@ from bedplate.core.narrate import Pace, describe
 
 Mode = Literal["rich", "plain", "json"]
 
+INTERRUPTED = 130
+"""Exit code of a command that was interrupted."""
 PLAIN_EVERY_S = 30.0
 """How often a line of progress is written where there is no terminal."""
 
@@ -115,6 +117,16 @@ class Console:
         if self.mode == "json":
             self.stdout.file.write(json.dumps(value, ensure_ascii=False, indent=2, default=str) + "\n")
             self.stdout.file.flush()
+
+    def stopped(self, value: Any) -> NoReturn:
+        """End a command whose work a signal stopped politely, with the exit code of an interruption: what stands behind `&&` must not begin.
+
+        Args:
+            value: the command's result so far, see `data`.
+        """
+        self.say("stopped; the same command goes on from here")
+        self.data(value)
+        raise SystemExit(INTERRUPTED)
 
     def error(self, error: BedplateError) -> None:
         """`error:` and `hint:` on stderr."""
