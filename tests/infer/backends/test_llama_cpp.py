@@ -1,5 +1,7 @@
 """llama.cpp behind the contract, on a tiny exported model."""
 
+import subprocess
+import sys
 import urllib.error
 import urllib.request
 
@@ -53,6 +55,15 @@ def test_a_damaged_file_is_refused_and_the_process_lives(file, tmp_path):
         with pytest.raises(BedplateError) as caught:
             LlamaCpp(tmp_path / name)
         assert caught.value.hint
+
+
+def test_it_may_be_closed_before_it_was_asked_anything(file):
+    program = (
+        "import sys; from pathlib import Path; from bedplate.infer.backends.llama_cpp import LlamaCpp, Settings;"
+        "LlamaCpp(Path(sys.argv[1]), Settings(slots=1, context_tokens=256, threads=1, try_first=False)).close(); print('closed')"
+    )  # a process of its own: where it hangs, nothing else of its process goes on
+    told = subprocess.run([sys.executable, "-c", program, str(file)], check=True, capture_output=True, text=True, timeout=300)
+    assert told.stdout.strip() == "closed"
 
 
 def test_its_port_is_closed_to_others(small):

@@ -148,7 +148,9 @@ class LlamaCpp:
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = settings.threads
         params.cache_ram_mib = 0 if not settings.reuse else params.cache_ram_mib
         params.api_keys = [secrets.token_hex(32)]
-        return xllamacpp.Server(params)
+        server = xllamacpp.Server(params)
+        server.handle_completions({"prompt": [0], "n_predict": 1}, lambda _: False)  # one that is closed before it works waits for ever, holding Python's lock
+        return server
 
     def _refuse(self, ask: Ask) -> None:
         if ask.worker:
